@@ -1,0 +1,1 @@
+"""Modes: each asks one kind of question and says what the answers mean."""

@@ -1,0 +1,98 @@
+"""Self-report before doing: one task is shown and rated; the whole distribution over the scale is read."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from elicit.tasks import Task
+from elicit.templates import template
+from store.labels import LABEL_COLUMNS
+from store.records import Answer, Message, Outcome, Question, Sampling
+
+
+def questions(
+    tasks: Sequence[Task],
+    *,
+    scale: str,
+    system: str | None = None,
+    sampling: Sampling | None = None,
+    n_draws: int = 1,
+) -> list[Question]:
+    """One question per task (and draw) on a scale.
+
+    Parameters
+    ----------
+    scale
+        Template of mode `rating`: `yes_somewhat_no`, `likert_5`, `stated_10`.
+    system
+        System prompt at measurement time (None: the template's default).
+    sampling
+        None reads the distribution exactly; otherwise `n_draws` texts are sampled a task.
+    """
+    chosen = template("rating", scale)
+    made = []
+    for task in tasks:
+        text, spans = chosen.fill({"task": task.text})
+        for draw in range(n_draws if sampling else 1):
+            made.append(
+                Question(
+                    (Message("user", text),),
+                    spans,
+                    chosen.scale_options(),
+                    system=system,
+                    prefill=chosen.prefill,
+                    sampling=sampling,
+                    draw=draw,
+                    minimum_mass=chosen.minimum_mass,
+                    measures={"mode": "rating", "template": scale, "task": task.id},
+                )
+            )
+    return made
+
+
+def ratings(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:
+    """One row per answer: mean, standard deviation and entropy of the rating.
+
+    Returns
+    -------
+    Columns `task_id, scale, draw, outcome, mass, mean, sd, entropy`; the last three, of the distribution given that the
+    answer is on the scale (entropy in nats), are missing unless the outcome is `chose`.
+    """
+    rows = []
+    for question, answer in zip(asked, answers, strict=True):
+        scale = template("rating", question.measures["template"]).scale
+        mean = sd = entropy = math.nan
+        if answer.outcome is Outcome.CHOSE:
+            distribution = answer.distribution() if answer.log_probs else {str(answer.choice): 1.0}
+            values = np.array([scale[label] for label in distribution])
+            weights = np.array(list(distribution.values()))
+            mean = float(weights @ values)
+            sd = math.sqrt(max(0.0, float(weights @ (values - mean) ** 2)))
+            entropy = float(-sum(weight * math.log(weight) for weight in weights if weight > 0))
+        read = {"outcome": answer.outcome.value, "mass": answer.mass, "mean": mean, "sd": sd, "entropy": entropy}
+        rows.append(
+            {"task_id": question.measures["task"], "scale": question.measures["template"], "draw": question.draw} | read
+        )
+    return pd.DataFrame(rows)
+
+
+def labels(table: pd.DataFrame) -> pd.DataFrame:
+    """Ratings as labels: one target a scale (`likert_5`), and `self_report`, the mean of the standardised scales.
+
+    Errors are those of sampling: the spread of a task's draws, and missing for exact answers, which have none. How far the
+    scales disagree is another matter (see `elicit.reliability.scale_agreement`).
+    """
+    usable = table.dropna(subset=["mean"])
+    single = usable.groupby(["scale", "task_id"], sort=False)["mean"].agg(value="mean", sd="std", n="count").reset_index()
+    single = single.rename(columns={"scale": "target"}).assign(method="rating")
+    single["se"] = single["sd"] / np.sqrt(single["n"])
+    margin = single["se"] * stats.t.ppf(0.975, (single["n"] - 1).clip(lower=1))
+    single["low"], single["high"] = single["value"] - margin, single["value"] + margin
+    wide = single.pivot(index="task_id", columns="target", values="value").dropna()
+    standard = (wide - wide.mean()) / wide.std(ddof=0).replace(0, np.nan)
+    combined = pd.DataFrame({"task_id": standard.index, "target": "self_report", "value": standard.mean(axis=1).to_numpy()})
+    combined = combined.assign(se=np.nan, low=np.nan, high=np.nan, n=standard.shape[1], method="mean of scales")
+    return pd.concat([single, combined], ignore_index=True)[list(LABEL_COLUMNS)]

@@ -1,0 +1,151 @@
+"""Tasks: what a model may be asked to do. The built-in set, files of your own, and stratified samples."""
+
+import csv
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from store.records import Message, Question, Span
+
+_BUILTIN = "builtin_tasks.jsonl"
+_FIELDS = ("id", "text", "origin", "topic")
+
+
+class TaskError(ValueError):
+    """A task file has a problem; the message names the file, the line and the way out."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task.
+
+    Attributes
+    ----------
+    id
+        What everything else is joined by.
+    text
+        What a user would send. It is data: nothing inside it can change the prompts that it is put in.
+    origin, topic
+        Where it comes from (`math`, `creative`, a data set's name) and what it is about.
+    meta
+        Anything else that came with it.
+    """
+
+    id: str
+    text: str
+    origin: str = "own"
+    topic: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+def builtin_tasks() -> list[Task]:
+    """The tasks written for penchant: 42 each of math, instruction, chat, creative, harmful and dilemma."""
+    with resources.as_file(resources.files("elicit") / _BUILTIN) as path:
+        return load_tasks(path)
+
+
+def load_tasks(path: str | Path) -> list[Task]:
+    """Read tasks from a JSONL, CSV or Parquet file with columns `id`, `text` and, if known, `origin` and `topic`.
+
+    Raises
+    ------
+    TaskError
+        The file is empty or of another kind, or a row lacks an id, repeats one, or has no text; every such row is named.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TaskError(f"There is no task file {path}.")
+    tasks: list[Task] = []
+    problems: list[str] = []
+    seen: dict[str, int] = {}
+    for line, row in _rows(path):
+        problem = _problem(row, seen)
+        if problem:
+            problems.append(f"line {line}: {problem}")
+            continue
+        seen[row["id"]] = line
+        meta = {name: value for name, value in row.items() if name not in _FIELDS}
+        tasks.append(Task(row["id"], row["text"], row.get("origin") or "own", row.get("topic") or "", meta))
+    if problems:
+        shown = "\n  ".join(problems[:10])
+        more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise TaskError(f"{path} has {len(problems)} bad rows:\n  {shown}{more}")
+    if not tasks:
+        raise TaskError(f'{path} has no tasks; expected one a line, for instance {{"id": "t1", "text": "Write a haiku."}}.')
+    return tasks
+
+
+def sample_tasks(tasks: Sequence[Task], per_origin: int, seed: int = 0, origins: Iterable[str] | None = None) -> list[Task]:
+    """Sample the same number of tasks from every origin, in random order.
+
+    A larger `per_origin` with the same seed keeps the tasks of a smaller one.
+
+    Raises
+    ------
+    ValueError
+        An origin is unknown or has too few tasks.
+    """
+    by_origin: dict[str, list[Task]] = {}
+    for task in tasks:
+        by_origin.setdefault(task.origin, []).append(task)
+    chosen: list[Task] = []
+    for number, origin in enumerate(sorted(by_origin) if origins is None else origins):
+        if origin not in by_origin:
+            raise ValueError(f"There are no tasks of origin {origin!r}; expected one of {sorted(by_origin)}.")
+        available = sorted(by_origin[origin], key=lambda task: task.id)
+        if per_origin > len(available):
+            raise ValueError(f"{per_origin} tasks of origin {origin!r} were asked for; there are {len(available)}.")
+        order = np.random.default_rng([seed, number]).permutation(len(available))
+        chosen += [available[place] for place in order[:per_origin]]
+    return [chosen[place] for place in np.random.default_rng([seed, len(by_origin)]).permutation(len(chosen))]
+
+
+def task_question(task: Task, system: str | None = None) -> Question:
+    """Return the task as a user would send it, with nothing asked about it: the prompt that activations are read from."""
+    span = Span("task", 0, 0, len(task.text))
+    return Question((Message("user", task.text),), (span,), system=system, measures={"mode": "task", "task": task.id})
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows with the number of the line that each begins on (of the row, for Parquet)."""
+    match path.suffix.lower():
+        case ".jsonl":
+            with open(path, encoding="utf-8") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.strip():
+                        continue
+                    try:
+                        row = json.loads(line)
+                    except json.JSONDecodeError as error:
+                        row = {"_problem": f"not JSON ({error})"}
+                    yield number, row if isinstance(row, dict) else {"_problem": f"expected an object, got {line.strip()[:40]}"}
+        case ".csv":
+            with open(path, encoding="utf-8", newline="") as file:
+                reader, line = csv.DictReader(file), 2
+                for row in reader:
+                    yield line, {str(name): value for name, value in row.items()}
+                    line = reader.line_num + 1
+        case ".parquet":
+            for number, row in enumerate(pd.read_parquet(path).to_dict("records"), start=1):
+                yield number, {str(name): value for name, value in row.items()}
+        case other:
+            raise TaskError(f"{path} is a {other or 'nameless'} file; expected .jsonl, .csv or .parquet.")
+
+
+def _problem(row: Mapping[str, Any], seen: Mapping[str, int]) -> str | None:
+    if "_problem" in row:
+        return row["_problem"]
+    for name in ("id", "text"):
+        if not isinstance(row.get(name), str):
+            return f"{name} is {row.get(name)!r}; expected a string"
+        if not row[name].strip():
+            return f"{name} is empty"
+    if row["id"] in seen:
+        return f"id {row['id']!r} was used on line {seen[row['id']]} already"
+    return None

@@ -1,0 +1,216 @@
+"""The engine: turns jobs (a prompt, perhaps steered) into batches, runs them, and hands back what was read off.
+
+Batches are cut by a token budget, halved when memory runs out. Where one prompt is steered in several ways, the blocks
+below the first steered layer run once for all of them.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from interp.backends.hf import Gather, HFBackend
+from interp.batches import Layout, TokenIds, distinguished, lay_out, plan
+from interp.generation import generate
+from interp.rendering import Rendered
+from interp.scoring import OptionTree, gather_log_probs
+from interp.steering import Intervention, TreatmentTable
+from store.records import Sampling
+
+_SEQUENCES_PER_BATCH = 256
+"""Bounds the logits of a batch, sequences x vocabulary."""
+_TRUNK_MUST_COST = 0.9
+"""Blocks below a steered layer are run apart where the whole then costs at most this share of running it in one."""
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One prompt to run, and what it is steered by."""
+
+    rendered: Rendered
+    intervention: Intervention | None = None
+
+
+Selection = Sequence[Int[np.ndarray, " tokens"]]
+"""Rows wanted of one prompt: each is the mean over some of its tokens (of one token: that token)."""
+
+
+class Engine:
+    """Runs jobs on a backend.
+
+    Parameters
+    ----------
+    backend
+        What runs a batch.
+    layout
+        How sequences are laid out.
+    token_budget
+        Most tokens in a batch, shared ones counted once; lowered when memory runs out.
+    """
+
+    def __init__(self, backend: HFBackend, layout: Layout, token_budget: int) -> None:
+        self.backend = backend
+        self.layout: Layout = layout
+        self.token_budget = token_budget
+
+    def score(self, jobs: Sequence[Job], trees: Sequence[OptionTree], done: Callable[[int, dict[str, float]], None]) -> None:
+        """Read the option log-probabilities of every job; `done(number, log_probs)` hears of each, batch by batch."""
+        table = TreatmentTable()
+        sequences: list[list[TokenIds]] = []
+        treatments: list[list[TokenIds]] = []
+        for job, tree in zip(jobs, trees, strict=True):
+            prompt = job.rendered.token_ids
+            ends = [np.concatenate([prompt, np.array(prefix, dtype=np.int64)]) for prefix in tree.prefixes]
+            codes = table.encode(job.intervention, job.rendered, max(map(len, ends)))
+            sequences.append(ends)
+            treatments.append([codes[: len(end)] for end in ends])
+
+        def run(numbers: list[int]) -> None:
+            logits = self._next_token_logits(
+                [sequence for number in numbers for sequence in sequences[number]],
+                [codes for number in numbers for codes in treatments[number]],
+                table,
+            )
+            rows: list[int] = []
+            tokens: list[int] = []
+            first = 0
+            for number in numbers:
+                row = {prefix: first + place for place, prefix in enumerate(trees[number].prefixes)}
+                rows += [row[prefix] for prefix, _ in trees[number].steps]
+                tokens += [token for _, token in trees[number].steps]
+                first += len(row)
+            values = iter(gather_log_probs(logits, np.array(rows), np.array(tokens)).tolist())
+            for number in numbers:
+                done(number, trees[number].log_probs({step: next(values) for step in trees[number].steps}))
+
+        groups = [list(map(distinguished, *pair)) for pair in zip(sequences, treatments, strict=True)]
+        self._in_batches(groups, run)
+
+    def capture(
+        self,
+        jobs: Sequence[Job],
+        selections: Sequence[Selection],
+        layers: Sequence[int],
+        done: Callable[[int, Float[np.ndarray, "rows layers d_model"]], None],
+    ) -> None:
+        """Read residual rows of every job as float32, stopping at the deepest layer; `done(number, rows)` hears of each.
+
+        Parameters
+        ----------
+        selections
+            For each job, the rows wanted.
+        layers
+            Ascending layer indices; the middle axis of the result.
+        """
+        table = TreatmentTable()
+        sequences = [job.rendered.token_ids for job in jobs]
+        treatments = [table.encode(job.intervention, job.rendered, len(job.rendered.token_ids)) for job in jobs]
+
+        def run(numbers: list[int]) -> None:
+            batch = lay_out([sequences[n] for n in numbers], [treatments[n] for n in numbers], self.layout)
+            wanted = [rows[tokens] for n, rows in zip(numbers, batch.rows, strict=True) for tokens in selections[n]]
+            gather = _mean_rows(wanted)
+            residuals = self.backend.run(
+                batch, gathers=dict.fromkeys(layers, gather), edits=table.edits(batch.treatments)
+            ).residuals
+            device = residuals[layers[0]].device
+            rows = torch.stack([residuals[layer].to(device) for layer in layers], dim=1).cpu().numpy()
+            ends = np.cumsum([len(selections[number]) for number in numbers])
+            for number, part in zip(numbers, np.split(rows, ends[:-1]), strict=True):
+                done(number, part)
+
+        self._in_batches([[distinguished(*pair)] for pair in zip(sequences, treatments, strict=True)], run)
+
+    def generate(
+        self,
+        jobs: Sequence[Job],
+        samplings: Sequence[Sampling],
+        draws: Sequence[int],
+        end_of_turn_ids: Sequence[int],
+        done: Callable[[int, list[int]], None],
+    ) -> None:
+        """Sample a continuation of every job; `done(number, new_tokens)` hears of each, batch by batch."""
+        for sampling in dict.fromkeys(samplings):
+            members = [number for number, each in enumerate(samplings) if each == sampling]
+            # Room for the answer counts towards the budget, as it will fill the cache.
+            room = np.zeros(sampling.max_new_tokens, dtype=np.int64)
+            groups = [[np.concatenate([jobs[number].rendered.token_ids, room])] for number in members]
+
+            def run(places: list[int], sampling: Sampling = sampling, members: list[int] = members) -> None:
+                numbers = [members[place] for place in places]
+                drawn = generate(
+                    self.backend,
+                    [jobs[number].rendered for number in numbers],
+                    sampling,
+                    [draws[number] for number in numbers],
+                    end_of_turn_ids,
+                    [jobs[number].intervention for number in numbers],
+                )
+                for number, tokens in zip(numbers, drawn, strict=True):
+                    done(number, tokens)
+
+            self._in_batches(groups, run, layout="left")
+
+    def _in_batches(
+        self,
+        groups: Sequence[Sequence[TokenIds]],
+        run: Callable[[list[int]], None],
+        layout: Layout | None = None,
+    ) -> None:
+        """Run groups batch by batch; on running out of memory, halve the batch and the budget and go on."""
+        pending = list(plan(groups, layout or self.layout, self.token_budget, _SEQUENCES_PER_BATCH))[::-1]
+        while pending:
+            numbers = pending.pop()
+            try:
+                run(numbers)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error) or len(numbers) == 1:
+                    raise
+                self.token_budget = max(1, self.token_budget // 2)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+                half = len(numbers) // 2
+                pending += [numbers[half:], numbers[:half]]
+
+    def _next_token_logits(
+        self, sequences: Sequence[TokenIds], treatments: Sequence[TokenIds], table: TreatmentTable
+    ) -> Float[Tensor, "sequences vocabulary"]:
+        """Logits after the last token of each sequence."""
+        batch = lay_out(sequences, treatments, self.layout)
+        edits = table.edits(batch.treatments)
+        last = np.array([rows[-1] for rows in batch.rows])
+        resume = None
+        if edits and batch.packing is not None:
+            trunk = lay_out(sequences, [np.zeros_like(codes) for codes in treatments], self.layout)
+            below, blocks = min(edits) + 1, len(self.backend.blocks)
+            together, apart = batch.token_ids.size * blocks, trunk.token_ids.size * below
+            apart += batch.token_ids.size * (blocks - below)
+            if apart <= _TRUNK_MUST_COST * together:
+                layer = min(edits)
+                residual = self.backend.run(trunk, gathers={layer: lambda rows: rows.clone()}).residuals[layer]
+                source = torch.from_numpy(np.concatenate(trunk.rows)[batch.packing.source])
+                resume = (layer, residual[source.to(residual.device)][None])
+        logits = self.backend.run(batch, edits=edits, logits_at=last, resume=resume).logits
+        assert logits is not None
+        return logits
+
+
+def _mean_rows(wanted: Sequence[Int[np.ndarray, " tokens"]]) -> Gather:
+    """Make a gather that averages each set of flat rows, in float32 and on the device."""
+    rows = torch.from_numpy(np.concatenate(wanted))
+    owner = torch.from_numpy(np.repeat(np.arange(len(wanted)), [len(each) for each in wanted]))
+    size = torch.tensor([len(each) for each in wanted], dtype=torch.float32)
+
+    def gather(residual: Tensor) -> Tensor:
+        picked = residual[rows.to(residual.device)].float()
+        sums = torch.zeros(len(wanted), residual.shape[-1], device=residual.device)
+        return sums.index_add_(0, owner.to(residual.device), picked) / size.to(residual.device)[:, None]
+
+    return gather
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

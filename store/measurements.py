@@ -1,0 +1,181 @@
+"""The measurement log: every answer ever given, in one SQLite file, keyed by everything that could change it.
+
+Asking again is free because the key is found; changing anything makes another key. The log keeps what the model said
+(probabilities or text); what that implies is derived when it is read.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+import pandas as pd
+
+from store.provenance import digest
+from store.records import Answer, Outcome, Question
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS answers (
+    key        TEXT PRIMARY KEY,
+    respondent TEXT NOT NULL,
+    question   TEXT NOT NULL,
+    outcome    TEXT NOT NULL,
+    log_probs  TEXT,
+    mass       REAL,
+    choice     TEXT,
+    text       TEXT,
+    truncated  INTEGER NOT NULL,
+    error      TEXT,
+    asked_at   TEXT NOT NULL
+)
+"""
+_KEYS_PER_QUERY = 500
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the log."""
+
+    key: str
+    respondent: str
+    question: Question
+    answer: Answer
+
+
+def answer_key(respondent_fingerprint: str, prompt_digest: str, question: Question) -> str:
+    """Key of an answer: a digest of all that could change it.
+
+    Parameters
+    ----------
+    respondent_fingerprint
+        Identifies weights, dtype and intervention.
+    prompt_digest
+        What the respondent will really read: rendered prompt, prefill and option tokens, and where the spans are.
+    question
+        Supplies the sampling parameters and the draw. Its `measures` are left out: a name does not change an answer.
+    """
+    sampling = question.to_dict()["sampling"]
+    return digest(respondent_fingerprint, prompt_digest, sampling, question.draw)
+
+
+class MeasurementLog:
+    """Answers on disk. Use as a context manager, or call `close()`.
+
+    Parameters
+    ----------
+    path
+        SQLite file, created if absent. `":memory:"` keeps nothing.
+    """
+
+    def __init__(self, path: str | Path = ":memory:") -> None:
+        self.path = str(path)
+        if self.path != ":memory:":
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._connection = sqlite3.connect(self.path, timeout=30)
+            # A network file system may refuse WAL; SQLite then stays with its rollback journal, which is as safe.
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            if version not in (0, SCHEMA_VERSION):
+                raise ValueError(
+                    f"{path} is a measurement log of version {version}; this penchant reads version {SCHEMA_VERSION}. "
+                    "Use the penchant that wrote it, or start another log."
+                )
+            self._connection.execute(_SCHEMA)
+            self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+            self._connection.commit()
+        except sqlite3.DatabaseError as error:
+            raise ValueError(
+                f"{path} cannot be used as a measurement log ({error}). Expected an SQLite file written by penchant, "
+                "or a path where one can be created."
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return self._connection.execute("SELECT count(*) FROM answers").fetchone()[0]
+
+    def close(self) -> None:
+        """Flush and close the file."""
+        self._connection.close()
+
+    def put(self, entries: Iterable[Entry]) -> None:
+        """Write entries in one transaction; an entry with a known key replaces the old one."""
+        asked_at = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._connection:
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    (
+                        entry.key,
+                        entry.respondent,
+                        json.dumps(entry.question.to_dict(), ensure_ascii=False),
+                        entry.answer.outcome.value,
+                        json.dumps(dict(entry.answer.log_probs)) if entry.answer.log_probs else None,
+                        entry.answer.mass,
+                        entry.answer.choice,
+                        entry.answer.text,
+                        entry.answer.truncated,
+                        entry.answer.error,
+                        asked_at,
+                    )
+                    for entry in entries
+                ),
+            )
+
+    def get(self, keys: Sequence[str]) -> dict[str, Answer]:
+        """Answers already given to `keys`. A recorded failure is no answer: it is left out, to be asked again."""
+        found: dict[str, Answer] = {}
+        unique = list(dict.fromkeys(keys))
+        for start in range(0, len(unique), _KEYS_PER_QUERY):
+            chunk = unique[start : start + _KEYS_PER_QUERY]
+            marks = ",".join("?" * len(chunk))
+            rows = self._connection.execute(
+                f"SELECT key, outcome, log_probs, choice, text, truncated FROM answers "
+                f"WHERE key IN ({marks}) AND outcome != 'error'",
+                chunk,
+            )
+            for key, outcome, log_probs, choice, text, truncated in rows:
+                found[key] = Answer(Outcome(outcome), json.loads(log_probs) if log_probs else {}, choice, text, bool(truncated))
+        return found
+
+    def questions(self, keys: Sequence[str]) -> dict[str, Question]:
+        """Return the questions behind `keys`, as they were asked; unknown keys are left out."""
+        found: dict[str, Question] = {}
+        for key in keys:
+            row = self._connection.execute("SELECT question FROM answers WHERE key = ?", (key,)).fetchone()
+            if row:
+                found[key] = Question.from_dict(json.loads(row[0]))
+        return found
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the whole log, one row per answer; what each answer measures becomes columns of its own."""
+        names = ("key", "respondent", "question", "outcome", "log_probs", "mass", "choice", "text", "truncated", "error")
+        rows = self._connection.execute(f"SELECT {', '.join(names)}, asked_at FROM answers ORDER BY rowid")
+        records: list[Mapping[str, Any]] = []
+        for row in rows:
+            record = dict(zip((*names, "asked_at"), row, strict=True))
+            question = json.loads(record.pop("question"))
+            record["log_probs"] = json.loads(record["log_probs"]) if record["log_probs"] else None
+            record["truncated"] = bool(record["truncated"])
+            clashes = set(question["measures"]) & set(record)
+            record |= {(f"measures.{k}" if k in clashes else k): v for k, v in question["measures"].items()}
+            records.append(record)
+        return pd.DataFrame.from_records(records)
+
+    def export(self, path: str | Path) -> None:
+        """Write `to_frame()` to a Parquet file."""
+        frame = self.to_frame()
+        if "log_probs" in frame:
+            frame["log_probs"] = frame["log_probs"].map(lambda value: None if value is None else json.dumps(value))
+        frame.to_parquet(path, index=False)
