@@ -94,25 +94,28 @@ def plan(groups: Sequence[Sequence[TokenIds]], layout: Layout, token_budget: int
     Numbers of the groups of one batch.
     """
     prompts = [min(group, key=len) for group in groups]
+    widths = [max(map(len, group)) for group in groups]
     answers = [sum(len(each) - len(prompt) for each in group) for group, prompt in zip(groups, prompts, strict=True)]
     if layout == "packed":
         tokens_alone = (1 << _TOKEN_BITS) - 1
         order = sorted(range(len(groups)), key=lambda number: (prompts[number] & tokens_alone).astype(">i8").tobytes())
     else:
-        order = sorted(range(len(groups)), key=lambda number: -len(prompts[number]))
+        order = sorted(range(len(groups)), key=lambda number: -widths[number])
     batch: list[int] = []
     tokens = sequences = 0
     for number in order:
+        added = len(groups[number])
         if layout == "packed":
             shared = shared_prefix(prompts[batch[-1]], prompts[number]) if batch else 0
             cost = len(prompts[number]) - shared + answers[number]
         else:
-            cost = max(map(len, groups[number])) * len(groups[number])
-        if batch and (tokens + cost > token_budget or sequences + len(groups[number]) > sequence_budget):
+            cost = widths[batch[0] if batch else number] * added
+        if batch and (tokens + cost > token_budget or sequences + added > sequence_budget):
             yield batch
             batch, tokens, sequences = [], 0, 0
+            cost = len(prompts[number]) + answers[number] if layout == "packed" else widths[number] * added
         batch.append(number)
         tokens += cost
-        sequences += len(groups[number])
+        sequences += added
     if batch:
         yield batch

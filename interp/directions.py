@@ -31,7 +31,7 @@ def difference_of_means(
         means[0] - means[1],
         layer,
         store.header.model,
-        method="difference of means",
+        method="difference_of_means",
         position=position,
         above=list(above),
         below=list(below),

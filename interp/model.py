@@ -3,7 +3,6 @@
 It is a Respondent (see `elicit`), and so is every steered view of it: whatever asks the one can ask the other.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,7 +16,7 @@ from interp.backends.hf import HFBackend
 from interp.batches import Layout, lay_out
 from interp.engine import Engine, Job
 from interp.fingerprint import fingerprint_model
-from interp.layers import LayerSpec, resolve_layer, resolve_layers
+from interp.layers import LayerSpec, resolve_layers
 from interp.positions import Positions
 from interp.rendering import Rendered, Renderer
 from interp.scoring import option_tree
@@ -286,31 +285,40 @@ class LocalModel:
         check_fits(intervention, self.identity, self.d_model, self.n_layers)
         return SteeredModel(self, intervention)
 
-    def calibrate(self, direction: Direction, questions: Sequence[Question], positions: Sequence[str]) -> SteeringVector:
-        """Scale a direction by the mean residual norm at its layer over the tokens to be steered.
+    def reference_norm(
+        self, layer: int, questions: Sequence[Question], positions: Sequence[str]
+    ) -> dict[str, float | int | str | list[str]]:
+        """Mean residual norm after a block over the tokens to be steered: what one unit of dose is.
 
         Parameters
         ----------
         questions
             Prompts of the template that will be steered.
         positions
-            The positions that will be pushed, together.
+            The positions that will be pushed, together; special tokens are left out.
+
+        Returns
+        -------
+        `norm` and `median_norm`, and how they were measured: `layer`, `positions`, `n_prompts`, `n_tokens`, `prompts`.
         """
-        layer = resolve_layer(direction.layer, self.n_layers)
         jobs = [Job(self.render(question)) for question in questions]
         selections = [list(reference_tokens(job.rendered, positions)[:, None]) for job in jobs]
         norms: list[np.ndarray] = []
         self.engine.capture(jobs, selections, [layer], lambda _, rows: norms.append(np.linalg.norm(rows, axis=-1).ravel()))
-        pooled = np.concatenate(norms).astype(np.float64)
-        return direction.scaled(
-            math.fsum(pooled) / len(pooled),
-            layer=layer,
-            positions=list(positions),
-            n_prompts=len(questions),
-            n_tokens=len(pooled),
-            median_norm=float(np.median(pooled)),
-            prompts=digest([job.rendered.token_ids for job in jobs]),
-        )
+        pooled = np.sort(np.concatenate(norms).astype(np.float64))
+        return {
+            "norm": float(pooled.mean()),
+            "median_norm": float(np.median(pooled)),
+            "layer": layer,
+            "positions": list(positions),
+            "n_prompts": len(questions),
+            "n_tokens": len(pooled),
+            "prompts": digest([job.rendered.token_ids for job in jobs]),
+        }
+
+    def calibrate(self, direction: Direction, questions: Sequence[Question], positions: Sequence[str]) -> SteeringVector:
+        """Scale a direction by the `reference_norm` of its layer: coefficient 1.0 is one mean residual norm."""
+        return direction.scaled(**self.reference_norm(direction.layer, questions, positions))  # pyright: ignore[reportArgumentType]
 
     # ---- trust
 
@@ -347,10 +355,6 @@ class SteeredModel(LocalModel):
     def steered(self, intervention: Intervention) -> "SteeredModel":
         """Return a view of the underlying model under another intervention (interventions do not add up)."""
         return self.base.steered(intervention)
-
-    def calibrate(self, direction: Direction, questions: Sequence[Question], positions: Sequence[str]) -> SteeringVector:
-        """Calibrate on the underlying model: a dose is a share of the untouched residual norm."""
-        return self.base.calibrate(direction, questions, positions)
 
 
 def _locate(name: str) -> str:

@@ -210,7 +210,7 @@ def packed_attention(
     if groups > 1:
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     segments = packing.segments
-    if query.is_cuda and len(packing) <= _DENSE_ROWS:
+    if _is_accelerated(query) and len(packing) <= _DENSE_ROWS:
         segments = (Segment(0, len(packing), (), is_causal=False),)
     output = torch.empty((*query.shape[:-1], value.shape[-1]), dtype=query.dtype, device=query.device)
     for segment in segments:
@@ -223,6 +223,10 @@ def packed_attention(
         rows = query[:, :, segment.start : segment.stop]
         output[:, :, segment.start : segment.stop] = _attend(rows, keys, values, mask, scaling, softcap)
     return output.transpose(1, 2).contiguous(), None
+
+
+def _is_accelerated(tensor: Tensor) -> bool:
+    return tensor.device.type != "cpu"
 
 
 def _attend(

@@ -28,9 +28,10 @@ class ProbeSweep:
     table
         One row per features x target. `features` is `residual` (with layer and position), `random activations`,
         `prompt length` or `origin means`. `r2` is measured against predicting the training mean; every score has a 95 %
-        interval from a bootstrap over tasks (`_low`, `_high`). `shuffled_r2` and `shuffled_r2_95` are mean and 95th
-        percentile over permuted labels, `p_value` the share of permutations that do as well. `ceiling` is the R2 that
-        the labels' own uncertainty allows.
+        interval from a bootstrap over tasks (`_low`, `_high`). `gain` is the R2 above that of the `strongest_baseline`,
+        its interval paired over tasks. `shuffled_r2` and `shuffled_r2_95` are mean and 95th percentile over permuted
+        labels, `p_value` the share of permutations that do as well. `ceiling` is the R2 that the labels' own
+        uncertainty allows.
     predictions
         Held-out prediction of every task, for the residual rows.
     max_null
@@ -102,30 +103,24 @@ def probe_sweep(
             task_ids = part["task_id"].tolist()
             split = _Split.make(part, task_ids, groups, n_folds, permutations, resamples, seed)
             nulls = []
+            baselines = {
+                name: _middle([split.score(features, alphas) for features in variants])
+                for name, variants in _baselines(store, task_ids, origins, seed).items()
+            }
+            strongest = max(baselines, key=lambda name: baselines[name].scores["r2"])
             for layer, position in grid:
-                features = store.load(layer, position, task_ids)
-                score, predicted, null = split.score(features, alphas)
-                rows.append({"features": RESIDUAL, "layer": layer, "position": position, "target": target} | score)
-                predictions.append(
-                    pd.DataFrame(
-                        {
-                            "task_id": task_ids,
-                            "target": target,
-                            "layer": layer,
-                            "position": position,
-                            "value": split.values,
-                            "predicted": predicted,
-                            "fold": split.folds,
-                        }
-                    )
+                scored = split.score(store.load(layer, position, task_ids), alphas)
+                gain = split.gain(scored, baselines[strongest]) | {"strongest_baseline": strongest}
+                rows.append(
+                    {"features": RESIDUAL, "layer": layer, "position": position, "target": target} | scored.scores | gain
                 )
-                nulls.append(null)
+                where = {"task_id": task_ids, "target": target, "layer": layer, "position": position, "fold": split.folds}
+                predictions.append(pd.DataFrame(where | {"value": split.values, "predicted": scored.predicted}))
+                nulls.append(scored.null)
                 progress.update()
             max_null[str(target)] = np.max(nulls, axis=0)
-            for name, variants in _baselines(store, task_ids, origins, seed).items():
-                scores = sorted((split.score(features, alphas)[0] for features in variants), key=lambda score: score["r2"])
-                middle = scores[len(scores) // 2]
-                rows.append({"features": name, "layer": np.nan, "position": "", "target": target} | middle)
+            for name, scored in baselines.items():
+                rows.append({"features": name, "layer": np.nan, "position": "", "target": target} | scored.scores)
     table = pd.DataFrame(rows)
     table.insert(1, "layer_name", [layer_name(int(layer)) if layer == layer else "" for layer in table["layer"]])
     return ProbeSweep(table, pd.concat(predictions, ignore_index=True), max_null)
@@ -156,13 +151,28 @@ def fit_probe(
 
 
 @dataclass(frozen=True, eq=False)
+class _Scored:
+    """One set of features on one split: scores, held-out predictions and squared errors, and R2 under each permutation."""
+
+    scores: dict[str, float]
+    predicted: Float[np.ndarray, " n"]
+    error: Float[np.ndarray, " n"]
+    null: Float[np.ndarray, " permutations"]
+
+
+def _middle(scored: Sequence[_Scored]) -> _Scored:
+    """Of several variants, the one with the median R2."""
+    return sorted(scored, key=lambda each: each.scores["r2"])[len(scored) // 2]
+
+
+@dataclass(frozen=True, eq=False)
 class _Split:
     """One target with its folds, its permutations and its bootstrap, shared by all features."""
 
     values: Float[np.ndarray, " n"]
     targets: Float[np.ndarray, "n columns"]  # the values, then their permutations
     folds: Int[np.ndarray, " n"]
-    training_means: Float[np.ndarray, "n columns"]
+    baseline: Float[np.ndarray, "n columns"]  # squared error of predicting the training mean
     counts: Float[np.ndarray, "resamples n"]
     ceiling: float
 
@@ -188,19 +198,16 @@ class _Split:
         counts = random.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples).astype(float)
         noise = np.nan_to_num(labels["se"].to_numpy(dtype=float)) ** 2
         ceiling = float(np.clip(1 - noise.mean() / values.var(ddof=1), 0, 1))
-        return cls(values, targets, folds, means, counts, ceiling)
+        return cls(values, targets, folds, (targets - means) ** 2, counts, ceiling)
 
-    def score(
-        self, features: Float[np.ndarray, "n d"], alphas: Sequence[float]
-    ) -> tuple[dict[str, float], Float[np.ndarray, " n"], Float[np.ndarray, " permutations"]]:
-        """Scores of one set of features, held-out predictions, and R2 under each permutation."""
+    def score(self, features: Float[np.ndarray, "n d"], alphas: Sequence[float]) -> _Scored:
+        """Cross-validate ridge probes from these features."""
         predictions, chosen = cross_predict(features, self.targets, self.folds, alphas)
         error = (self.targets - predictions) ** 2
-        baseline = (self.targets - self.training_means) ** 2
-        r2 = 1 - error.sum(axis=0) / baseline.sum(axis=0)
+        r2 = 1 - error.sum(axis=0) / self.baseline.sum(axis=0)
         predicted, null = predictions[:, 0], r2[1:]
-        scores = {"n": float(len(self.values)), "r2": r2[0]}
-        scores |= _interval("r2", 1 - (self.counts @ error[:, 0]) / (self.counts @ baseline[:, 0]))
+        scores = {"n": float(len(self.values)), "r2": float(r2[0])}
+        scores |= _interval("r2", 1 - (self.counts @ error[:, 0]) / (self.counts @ self.baseline[:, 0]))
         scores |= self._correlation("pearson", self.values, predicted)
         scores |= self._correlation("spearman", stats.rankdata(self.values), stats.rankdata(predicted))
         scores |= self._pairwise_accuracy(predicted)
@@ -210,7 +217,12 @@ class _Split:
             scores["shuffled_r2"] = float(null.mean())
             scores["shuffled_r2_95"] = float(np.quantile(null, 0.95))
             scores["p_value"] = _share_at_least(null, float(r2[0]))
-        return scores, predicted, null
+        return _Scored(scores, predicted, error[:, 0], null)
+
+    def gain(self, scored: _Scored, over: _Scored) -> dict[str, float]:
+        """R2 above another set of features, with an interval paired over tasks."""
+        saved, baseline = over.error - scored.error, self.baseline[:, 0]
+        return {"gain": saved.sum() / baseline.sum()} | _interval("gain", (self.counts @ saved) / (self.counts @ baseline))
 
     def _correlation(self, name: str, x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"]) -> dict[str, float]:
         if np.ptp(y) == 0:  # a constant prediction orders nothing

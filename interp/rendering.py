@@ -4,7 +4,7 @@ The chat template is rendered once per conversation shape with placeholders for 
 verbatim. Template logic therefore never sees a task's text, and the place of every content is known, not searched for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -153,9 +153,9 @@ class Renderer:
         content_mask[0] = False
         return Rendered(text + question.prefill, all_ids, len(token_ids), content_mask, spans, placed)
 
-    def decode(self, token_ids: list[int]) -> str:
-        """Text of generated tokens, without special tokens."""
-        return self._tokenizer.decode(token_ids, skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
+        """Text of tokens, with or without the special ones."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=not special)
 
     def _build_skeleton(self, roles: tuple[str, ...], has_system: bool, thinking: bool) -> _Skeleton:
         bare = self._cut(roles, thinking)

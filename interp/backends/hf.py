@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from interp.backends.onednn import FastLinears
 from interp.batches import Batch
 from interp.packing import ATTENTION
 from store.activations import EMBED
@@ -53,6 +54,7 @@ class HFBackend:
         self.model = model
         self.config = model.config.get_text_config()
         self.blocks = _find_blocks(model, self.config.num_hidden_layers)
+        self._fast_linears = FastLinears(model)
         self._configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
 
     @property
@@ -88,6 +90,7 @@ class HFBackend:
         kept: dict[int, Tensor] = {}
         stop_after = max(gathers) if logits_at is None else None
         with ExitStack() as stack:
+            stack.enter_context(self._fast_linears.active())
             if resume is not None:
                 stack.enter_context(self._resumed(*resume))
             for layer in sorted(set(gathers) | set(edits)):
@@ -123,6 +126,7 @@ class HFBackend:
     def edited(self, edits: Mapping[int, Edit]) -> Iterator[None]:
         """Within the context, every forward pass of the model has its residual streams edited."""
         with ExitStack() as stack:
+            stack.enter_context(self._fast_linears.active())
             for layer, edit in edits.items():
                 stack.enter_context(self.hooked(layer, edit))
             yield

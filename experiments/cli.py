@@ -1,0 +1,109 @@
+"""The `penchant` command: experiments by name, each configured by a YAML file and by flags."""
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXPERIMENTS = {
+    "demo": "The whole loop on a small model: ask, read, probe, steer, ask again.",
+    "steer_then_measure": "Steer along preference directions at several layers and doses, and ask choices and ratings again.",
+}
+"""Experiments by name; each is a module with SETTINGS and run(settings)."""
+
+COMMANDS = {
+    "list": "Name every experiment.",
+    "preflight": "Say whether a model can answer the templates: penchant preflight MODEL.",
+}
+
+_EPILOGUE = """
+penchant EXPERIMENT --help        what an experiment does, and every setting
+penchant EXPERIMENT --config F    settings from a YAML file; flags override it, e.g. --per-origin 20 --steer.doses -0.2 0.2
+Answers, activations and reports go to the run directory (--out). Running the same again continues or repeats at no cost."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    name, rest = arguments[0], arguments[1:]
+    try:
+        return _dispatch(name, rest)
+    except KeyboardInterrupt:
+        print("\nStopped. What was done so far is kept: the same command continues.", file=sys.stderr)
+        return 130
+    except (ValueError, KeyError, OSError) as error:
+        if os.environ.get("PENCHANT_TRACEBACK"):
+            raise
+        message = error.args[0] if isinstance(error, KeyError) and error.args else error
+        print(f"penchant: {message}", file=sys.stderr)
+        return 1
+
+
+def _dispatch(name: str, rest: Sequence[str]) -> int:
+    if name == "list":
+        print(_table(EXPERIMENTS))
+        return 0
+    if name == "preflight":
+        from experiments import preflight
+
+        return preflight.main(rest)
+    if name not in EXPERIMENTS:
+        import difflib
+
+        near = difflib.get_close_matches(name, [*EXPERIMENTS, *COMMANDS], n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join([*EXPERIMENTS, *COMMANDS])}."
+        raise ValueError(f"There is no experiment or command {name!r}; {hint}")
+    run_experiment(name, rest)
+    return 0
+
+
+def run_experiment(name: str, arguments: Sequence[str]) -> None:
+    """Configure an experiment from a YAML file and flags, run it, and print its screen."""
+    module = importlib.import_module(f"experiments.{name}")
+    result = module.run(parse_settings(name, module.SETTINGS, arguments))
+    print(result.screen)
+
+
+def parse_settings(name: str, settings: type[Any], arguments: Sequence[str]) -> Any:
+    """Settings from `--config FILE`, if given, overridden by the other flags."""
+    import tyro
+
+    rest, config = _take_config(list(arguments))
+    defaults = settings.read(config) if config else settings()
+    return tyro.cli(settings, args=rest, default=defaults, prog=f"penchant {name}", description=_description(name))
+
+
+def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
+    for place, argument in enumerate(arguments):
+        if argument == "--config":
+            if place + 1 == len(arguments):
+                raise ValueError("--config needs a YAML file after it.")
+            return arguments[:place] + arguments[place + 2 :], Path(arguments[place + 1])
+        if argument.startswith("--config="):
+            return arguments[:place] + arguments[place + 1 :], Path(argument.removeprefix("--config="))
+    return arguments, None
+
+
+def _description(name: str) -> str:
+    return f"{EXPERIMENTS[name]} Settings may come from a YAML file: --config FILE; the flags below override it."
+
+
+def _help() -> str:
+    return (
+        "penchant: measure what a language model prefers, find it in the residual stream, and push on it.\n\n"
+        f"Experiments:\n{_table(EXPERIMENTS)}\n\nCommands:\n{_table(COMMANDS)}\n{_EPILOGUE}"
+    )
+
+
+def _table(rows: dict[str, str]) -> str:
+    width = max(map(len, [*EXPERIMENTS, *COMMANDS])) + 2
+    return "\n".join(f"  {name.ljust(width)}{line}" for name, line in rows.items())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The loop: tasks are asked about, their activations cached, directions found, pushed, and the questions asked again."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from elicit import Task, task_question
+from experiments.measuring import ElicitSettings, Preferences, measure_preferences
+from experiments.run_directory import RunDirectory
+from experiments.settings import Settings
+from experiments.steering import Steered, SteerSettings, steer
+from interp import LocalModel, capture
+from interp.layers import LayerSpec
+from store import ActivationStore
+
+
+class LoopSettings(Settings):
+    """Settings of experiments that go round the loop."""
+
+    elicit: ElicitSettings = Field(ElicitSettings(), description="What is asked about the tasks.")
+    steer: SteerSettings = Field(SteerSettings(), description="Directions, doses and controls.")
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Everything that one round of the loop measured."""
+
+    settings: LoopSettings
+    run: RunDirectory
+    model: LocalModel
+    tasks: Sequence[Task]
+    preferences: Preferences
+    store: ActivationStore
+    steered: Steered
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Origin of every task."""
+        return {task.id: task.origin for task in self.tasks}
+
+
+def go_round(settings: LoopSettings, layers: Sequence[LayerSpec], positions: Sequence[str]) -> Loop:
+    """Run the loop; what was done before in the same directory is not done again.
+
+    Parameters
+    ----------
+    layers, positions
+        What to cache; the layers and the position that steering needs are added.
+    """
+    run = RunDirectory(settings)
+    model = settings.load_model()
+    tasks = settings.load_tasks()
+    preferences = measure_preferences(model, tasks, settings.elicit, run)
+    store = _cache_activations(
+        model, tasks, [*layers, *settings.steer.layers], list(dict.fromkeys([*positions, settings.steer.position])), run
+    )
+    steered = steer(model, tasks, preferences, store, settings.elicit, settings.steer, run)
+    return Loop(settings, run, model, tasks, preferences, store, steered)
+
+
+def _cache_activations(
+    model: LocalModel, tasks: Sequence[Task], layers: Sequence[LayerSpec], positions: Sequence[str], run: RunDirectory
+) -> ActivationStore:
+    task_ids = [task.id for task in tasks]
+    resolved = model.layers(layers)
+    path = run.activations(model=model.fingerprint, tasks=task_ids, layers=resolved, positions=positions)
+    return capture(model, [task_question(task) for task in tasks], task_ids, path, layers=resolved, positions=positions)

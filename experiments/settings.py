@@ -1,0 +1,76 @@
+"""Settings: every experiment is configured by one pydantic model, from a YAML file and the command line."""
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from elicit import Task, builtin_tasks, load_tasks, sample_tasks
+from interp import LocalModel
+
+
+class ConfigError(ValueError):
+    """A configuration is wrong; the message names the key, what was expected, and the nearest valid key."""
+
+
+class Settings(BaseModel):
+    """What all experiments have in common."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field("smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Dtype of weights and residual stream.")
+    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
+    out: Path = Field(Path("runs"), description="Run directory. The same one continues, or repeats at no cost.")
+    tasks: str = Field("builtin", description="builtin, or a .jsonl, .csv or .parquet file with columns id and text.")
+    origins: tuple[str, ...] = Field((), description="Origins to sample from; empty for all.")
+    per_origin: int = Field(12, ge=1, description="Tasks sampled from each origin.")
+    seed: int = Field(0, ge=0, description="Seeds every sample, design and bootstrap.")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read settings from a YAML file.
+
+        Raises
+        ------
+        ConfigError
+            The file is missing or not a mapping, a key is unknown, or a value is not what was expected.
+        """
+        path = Path(path)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise ConfigError(f"Cannot read the configuration {path}: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{path} is not YAML: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} holds a {type(values).__name__}; expected keys and values, e.g. 'per_origin: 12'.")
+        return cls.of(values, where=str(path))
+
+    @classmethod
+    def of(cls, values: dict[str, Any], where: str = "the configuration") -> Self:
+        """Check values; see `read` for the errors."""
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(problem, cls, where) for problem in error.errors())) from error
+
+    def load_model(self) -> LocalModel:
+        """Load the model that these settings name."""
+        return LocalModel.load(self.model, dtype=self.dtype, device=self.device)
+
+    def load_tasks(self) -> list[Task]:
+        """Sample the tasks that these settings name."""
+        available = builtin_tasks() if self.tasks == "builtin" else load_tasks(self.tasks)
+        return sample_tasks(available, self.per_origin, self.seed, self.origins or None)
+
+
+def _explain(problem: Any, settings: type[BaseModel], where: str) -> str:
+    key = ".".join(map(str, problem["loc"])) or "(all)"
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, settings.model_fields, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {sorted(settings.model_fields)}."
+        return f"Unknown key {key!r} in {where}: {hint}"
+    return f"{key} in {where} is {problem['input']!r}: {problem['msg']}."
