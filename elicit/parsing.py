@@ -16,7 +16,7 @@ _SCALE = re.compile(
     r"|(?<=\d)\s*(?:out of|/)\s*\d+",
     re.IGNORECASE,
 )
-_INTRODUCED = r"(?:task|option|answer|choice|choose|pick|prefer|rating|rate|say)\s*(?:is|would be|:)?\s*[\"'\u201c(*]*"
+_INTRODUCED = r"(?:task|option|answer|choice|choose|pick|prefer|rating|rate|say)(?:\s*(?:is|would be|:))*\s*[\"'\u201c(*]*"
 
 
 def read_text(text: str, options: Sequence[Option], *, truncated: bool) -> tuple[Outcome, str | None]:

@@ -132,7 +132,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield line, {str(name): value for name, value in row.items()}
                     line = reader.line_num + 1
         case ".parquet":
-            for number, row in enumerate(pd.read_parquet(path).to_dict("records"), start=1):
+            frame = pd.read_parquet(path).astype(object)
+            for number, row in enumerate(frame.where(frame.notna(), None).to_dict("records"), start=1):
                 yield number, {str(name): value for name, value in row.items()}
         case other:
             raise TaskError(f"{path} is a {other or 'nameless'} file; expected .jsonl, .csv or .parquet.")

@@ -378,6 +378,8 @@ def _dtype(dtype: str, device: str, source: str) -> torch.dtype:
 
 
 def _end_of_turn_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Tokens that end a turn; ids outside the vocabulary, which some configurations carry over, are left out."""
     configured = getattr(model.generation_config, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    return tuple(token_id for token_id in (*listed, tokenizer.eos_token_id) if token_id is not None)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    return tuple(token_id for token_id in (*listed, tokenizer.eos_token_id) if token_id is not None and token_id < vocabulary)

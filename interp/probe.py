@@ -259,8 +259,7 @@ def _baselines(
     store: ActivationStore, task_ids: Sequence[str], origins: Mapping[str, str] | None, seed: int
 ) -> dict[str, list[Float[np.ndarray, "n d"]]]:
     """Features that know nothing of the model's inside; of several variants, the one with the median R2 counts."""
-    frame = store.frame().set_index("task_id").loc[list(task_ids)]
-    lengths = frame["n_tokens"].to_numpy(dtype=float)
+    lengths = store.frame()["n_tokens"].to_numpy(dtype=float)[store.slots(task_ids)]
     random = np.random.default_rng([seed, 2])
     found = {
         "random activations": [random.standard_normal((len(task_ids), store.header.d_model)) for _ in range(_RANDOM_DRAWS)],

@@ -8,7 +8,6 @@ memory map at the datasets' file offsets, so no HDF5 metadata can change: a writ
 import fcntl
 import mmap
 import os
-import tempfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -132,8 +131,7 @@ def create_store(path: str | Path, header: StoreHeader, task_ids: Sequence[str])
         "done": ((n,), np.dtype("u1")),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with h5py.File(scratch, "w", alignment_threshold=_DATASET_ALIGNMENT, alignment_interval=_DATASET_ALIGNMENT) as file:
             described = asdict(header)
@@ -159,7 +157,7 @@ def create_store(path: str | Path, header: StoreHeader, task_ids: Sequence[str])
             os.fsync(file.fileno())
         os.replace(scratch, path)
     except BaseException:
-        Path(scratch).unlink(missing_ok=True)
+        scratch.unlink(missing_ok=True)
         raise
 
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialise
 
 from store.activations import layer_name
 from store.provenance import ModelIdentity, digest
@@ -126,7 +126,7 @@ def save(value: Direction | SteeringVector | Probe, path: str | Path) -> None:
             metadata = _describe(value) | {"intercept": value.intercept, "position": value.position}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(path).with_suffix(".partial")
-    save_file(tensors, scratch, metadata={"penchant": json.dumps({"kind": type(value).__name__, **metadata})})
+    scratch.write_bytes(serialise(tensors, {"penchant": json.dumps({"kind": type(value).__name__, **metadata})}))
     scratch.replace(path)
 
 

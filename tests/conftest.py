@@ -98,7 +98,7 @@ def pair_question(first: str, second: str, **changes) -> Question:
         Span("task_b", 0, len(text) - len(second), len(text)),
     )
     options = (Option("A", (" A", "A")), Option("B", (" B", "B")))
-    return Question((Message("user", text),), spans, options, **{"prefill": "Task", **changes})
+    return Question(**{"messages": (Message("user", text),), "spans": spans, "options": options, "prefill": "Task"} | changes)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,94 @@
+"""Reading sampled text: doubt is never turned into a choice."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elicit import template
+from elicit.parsing import read_text
+from elicit.templates import surface_forms
+from store import Option, Outcome
+
+LETTERS = tuple(Option(label, surface_forms(label)) for label in "AB")
+ONE_TWO = tuple(Option(label, surface_forms(label)) for label in "12")
+FIVE = template("rating", "likert_5").scale_options()
+TEN = template("rating", "stated_10").scale_options()
+YES = template("rating", "yes_somewhat_no").scale_options()
+CHOSE, OFF, REFUSED = Outcome.CHOSE, Outcome.OFF_FORMAT, Outcome.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "outcome", "label"),
+    [
+        (LETTERS, "A", CHOSE, "A"),
+        (LETTERS, " B.", CHOSE, "B"),
+        (LETTERS, "**A**", CHOSE, "A"),
+        (LETTERS, "(B)", CHOSE, "B"),
+        (LETTERS, "b", CHOSE, "B"),
+        (LETTERS, "B, because I like to sing.", CHOSE, "B"),
+        (LETTERS, "A because it is shorter", CHOSE, "A"),
+        (LETTERS, "I would pick task B.", CHOSE, "B"),
+        (LETTERS, "My choice is: A", CHOSE, "A"),
+        (LETTERS, 'I choose "B" here.', CHOSE, "B"),
+        (LETTERS, "Option A. Option A is fun.", CHOSE, "A"),
+        (LETTERS, "A poem would be nice.", OFF, None),
+        (LETTERS, "A or B", OFF, None),
+        (LETTERS, "Task A is fine, but I prefer task B.", OFF, None),
+        (LETTERS, "Both sound lovely!", OFF, None),
+        (LETTERS, "C", OFF, None),
+        (LETTERS, "AB", OFF, None),
+        (LETTERS, "", OFF, None),
+        (LETTERS, "I'm sorry, I cannot choose between these.", REFUSED, None),
+        (LETTERS, "As an AI, I have no preferences. A", REFUSED, None),
+        (LETTERS, "I would rather not do either.", REFUSED, None),
+        (ONE_TWO, "2", CHOSE, "2"),
+        (ONE_TWO, "12", OFF, None),
+        (ONE_TWO, "Task 1.", CHOSE, "1"),
+        (FIVE, "4", CHOSE, "4"),
+        (FIVE, "4.", CHOSE, "4"),
+        (FIVE, "4/5", CHOSE, "4"),
+        (FIVE, "4 out of 5", CHOSE, "4"),
+        (FIVE, "On a scale of 1 to 5 I would say 4", CHOSE, "4"),
+        (FIVE, "on a scale from 1 to 5, 2.", CHOSE, "2"),
+        (FIVE, "very much", CHOSE, "5"),
+        (FIVE, "3.5", OFF, None),
+        (FIVE, "6", OFF, None),
+        (FIVE, "-3", OFF, None),
+        (FIVE, "2 or 3", OFF, None),
+        (FIVE, "I'd give 850 points", OFF, None),
+        (FIVE, "cinq", OFF, None),
+        (FIVE, "My rating is 3, since it is average.", CHOSE, "3"),
+        (TEN, "10", CHOSE, "10"),
+        (TEN, "1", CHOSE, "1"),
+        (TEN, "100", OFF, None),
+        (TEN, "850", OFF, None),
+        (TEN, "7/10", CHOSE, "7"),
+        (TEN, "Rating: 8", CHOSE, "8"),
+        (YES, "Yes.", CHOSE, "yes"),
+        (YES, "no", CHOSE, "no"),
+        (YES, "Somewhat, it depends.", CHOSE, "somewhat"),
+        (YES, "Yes and no", OFF, None),
+        (YES, "Nothing would please me more", OFF, None),
+    ],
+)
+def test_replies_are_read_as_a_careful_person_would(options, text, outcome, label):
+    assert read_text(text, options, truncated=False) == (outcome, label)
+
+
+def test_an_unreadable_text_that_was_cut_off_is_truncated():
+    assert read_text("Well, thinking about", LETTERS, truncated=True) == (Outcome.TRUNCATED, None)
+    assert read_text("B. I would", LETTERS, truncated=True) == (CHOSE, "B")
+    assert read_text("Once upon a time", (), truncated=True) == (Outcome.TRUNCATED, None)
+    assert read_text("The end.", (), truncated=False) == (CHOSE, None)
+
+
+@given(st.text(max_size=40), st.sampled_from([LETTERS, ONE_TWO, FIVE, TEN, YES]), st.booleans())
+def test_any_text_gets_an_outcome_and_a_label_only_with_a_choice(text, options, truncated):
+    outcome, label = read_text(text, options, truncated=truncated)
+    assert (label is not None) == (outcome is CHOSE)
+    assert label is None or label in {option.label for option in options}
+
+
+@given(st.sampled_from("AB"), st.sampled_from(["{}", " {}", "{}.", "**{}**", "({})", '"{}"', "Task {}", "{}\n"]))
+def test_a_bare_label_is_read_in_any_dress(label, dress):
+    assert read_text(dress.format(label), LETTERS, truncated=False) == (CHOSE, label)

@@ -1,0 +1,99 @@
+"""The measurement log: what was asked is never asked again, and whatever could change an answer changes its key."""
+
+import sqlite3
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from elicit import rating
+from elicit.tasks import Task
+from store import Answer, MeasurementLog, Outcome, Question, Sampling
+from store.measurements import Entry, answer_key
+from tests.conftest import pair_question, tiny
+
+QUESTION = pair_question("Sing.", "Dance.", measures={"mode": "choice", "first": "a", "second": "b"})
+EXACT = Answer(Outcome.CHOSE, {"A": -0.5, "B": -1.2})
+
+
+def test_an_answer_comes_back_as_it_was_given(tmp_path):
+    sampled = Answer(Outcome.OFF_FORMAT, text="Ünsure 🙂", truncated=True)
+    failed = Answer(Outcome.ERROR, error="too long")
+    with MeasurementLog(tmp_path / "log.sqlite") as log:
+        log.put([Entry("k1", "m", QUESTION, EXACT), Entry("k2", "m", QUESTION, sampled), Entry("k3", "m", QUESTION, failed)])
+    with MeasurementLog(tmp_path / "log.sqlite") as log:
+        assert log.get(["k1", "k2", "k3", "k4"]) == {"k1": EXACT, "k2": sampled}
+        assert log.questions(["k1"])["k1"] == QUESTION
+        assert len(log) == 3
+        log.put([Entry("k3", "m", QUESTION, EXACT)])
+        assert log.get(["k3"]) == {"k3": EXACT}
+
+
+def test_the_log_is_a_table_and_a_parquet_file(tmp_path):
+    with MeasurementLog(tmp_path / "log.sqlite") as log:
+        log.put([Entry("k1", "m", QUESTION, EXACT)])
+        frame = log.to_frame()
+        assert frame.loc[0, ["mode", "first", "second", "outcome"]].tolist() == ["choice", "a", "b", "chose"]
+        assert frame.loc[0, "log_probs"] == {"A": -0.5, "B": -1.2}
+        assert frame.loc[0, "mass"] == pytest.approx(EXACT.mass)
+        log.export(tmp_path / "log.parquet")
+    assert pd.read_parquet(tmp_path / "log.parquet").loc[0, "key"] == "k1"
+
+
+def test_everything_that_could_change_an_answer_changes_its_key():
+    model = tiny("llama")
+    sampled = replace(QUESTION, sampling=Sampling())
+    questions = {
+        "base": QUESTION,
+        "text": pair_question("Sing!", "Dance."),
+        "prefill": replace(QUESTION, prefill="Tasks"),
+        "system": replace(QUESTION, system=""),
+        "system text": replace(QUESTION, system="Be."),
+        "options": replace(QUESTION, options=QUESTION.options[:1]),
+        "forms": replace(QUESTION, options=(replace(QUESTION.options[0], forms=("A",)), QUESTION.options[1])),
+        "terminators": replace(QUESTION, options=(replace(QUESTION.options[0], terminators=(".",)), QUESTION.options[1])),
+        "spans": replace(QUESTION, spans=QUESTION.spans[:1]),
+        "sampled": sampled,
+        "temperature": replace(QUESTION, sampling=Sampling(temperature=0.5)),
+        "top_p": replace(QUESTION, sampling=Sampling(top_p=0.5)),
+        "length": replace(QUESTION, sampling=Sampling(max_new_tokens=5)),
+        "seed": replace(QUESTION, sampling=Sampling(seed=1)),
+        "draw": replace(sampled, draw=1),
+    }
+    keys = {name: answer_key(model.fingerprint, model.prompt_digest(each), each) for name, each in questions.items()}
+    keys["respondent"] = answer_key("another", model.prompt_digest(QUESTION), QUESTION)
+    assert len(set(keys.values())) == len(keys)
+    same = [replace(QUESTION, measures={"other": "name"}), replace(QUESTION, minimum_mass=0.3)]
+    assert {answer_key(model.fingerprint, model.prompt_digest(each), each) for each in same} == {keys["base"]}
+
+
+def test_a_question_survives_json():
+    question = replace(rating.questions([Task("t", "Sing.")], scale="stated_10")[0], sampling=Sampling(seed=3), draw=2)
+    assert Question.from_dict(question.to_dict()) == question
+
+
+def test_a_file_that_is_no_log_is_named(tmp_path):
+    (tmp_path / "log.sqlite").write_text("something else entirely, and long enough to be looked at" * 40)
+    with pytest.raises(ValueError, match=r"cannot be used as a measurement log.*SQLite file written by penchant"):
+        MeasurementLog(tmp_path / "log.sqlite")
+
+
+def test_a_log_of_a_later_version_is_refused(tmp_path):
+    connection = sqlite3.connect(tmp_path / "log.sqlite")
+    connection.execute("PRAGMA user_version=99")
+    connection.close()
+    with pytest.raises(ValueError, match="version 99; this penchant reads version 1"):
+        MeasurementLog(tmp_path / "log.sqlite")
+
+
+def test_others_can_read_while_one_writes(tmp_path):
+    with MeasurementLog(tmp_path / "log.sqlite") as writer, MeasurementLog(tmp_path / "log.sqlite") as reader:
+        writer.put([Entry("k1", "m", QUESTION, EXACT)])
+        assert reader.get(["k1"]) == {"k1": EXACT}
+
+
+def test_mass_and_distribution_come_from_raw_log_probabilities():
+    assert EXACT.mass == pytest.approx(0.60653 + 0.30119, abs=1e-4)
+    assert EXACT.distribution()["A"] == pytest.approx(0.66819, abs=1e-4)
+    with pytest.raises(ValueError, match="no option probabilities"):
+        Answer(Outcome.CHOSE, text="A").distribution()
