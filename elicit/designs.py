@@ -24,7 +24,7 @@ def regular_pairs(task_ids: Sequence[str], degree: int, seed: int = 0) -> list[P
             + (", and even for an odd number of tasks." if n % 2 else ".")
         )
     random = np.random.default_rng(seed)
-    circle = [task_ids[place] for place in random.permutation(n)]
+    circle = [task_ids[int(place)] for place in random.permutation(n)]
     distances = [1, *(2 + random.permutation((n - 1) // 2 - 1)[: degree // 2 - 1]).tolist()]
     pairs = [(circle[place], circle[(place + distance) % n]) for distance in distances for place in range(n)]
     if degree % 2:
@@ -41,8 +41,8 @@ def all_pairs(task_ids: Sequence[str]) -> list[Pair]:
 def disjoint_pairs(task_ids: Sequence[str], seed: int = 0) -> list[Pair]:
     """Random pairs with no task in two of them, so that results of different pairs are independent."""
     n = _checked(task_ids)
-    order = np.random.default_rng(seed).permutation(n)
-    return [(task_ids[order[place]], task_ids[order[place + 1]]) for place in range(0, n - 1, 2)]
+    shuffled = [task_ids[int(place)] for place in np.random.default_rng(seed).permutation(n)]
+    return list(zip(shuffled[0::2], shuffled[1::2], strict=False))
 
 
 def hold_out(pairs: Sequence[Pair], share: float, seed: int = 0) -> tuple[list[Pair], list[Pair]]:

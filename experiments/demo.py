@@ -32,10 +32,12 @@ TARGETS = ("utility", "self_report")
 class DemoSettings(LoopSettings):
     """The whole loop: preferences, activations, probes, steering."""
 
-    out: Path = Field(Path("runs/demo"), description="Run directory. The same one continues, or repeats at no cost.")
-    layers: tuple[LayerSpec, ...] = Field((0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9), description="Layers to cache and probe.")
-    positions: tuple[str, ...] = Field(("prompt_last", "task_mean"), description="Positions to cache and probe.")
-    permutations: int = Field(100, ge=19, description="Shuffles of the labels, for the probes' null.")
+    out: Path = Field(default=Path("runs/demo"), description="Run directory. The same one continues, or repeats at no cost.")
+    layers: tuple[LayerSpec, ...] = Field(
+        default=(0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9), description="Layers to cache and probe."
+    )
+    positions: tuple[str, ...] = Field(default=("prompt_last", "task_mean"), description="Positions to cache and probe.")
+    permutations: int = Field(default=100, ge=19, description="Shuffles of the labels, for the probes' null.")
 
 
 SETTINGS = DemoSettings

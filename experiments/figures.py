@@ -150,11 +150,10 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
     """Shift by dose, and for choices the probability of the task pushed up: tested directions over the random ones."""
     curve = response.curve[(response.curve["layer"] == layer) & (response.curve["mode"] == mode)]
     is_choice = bool(curve["probability"].notna().any())
-    figure, axes = _axes(9.6 if is_choice else 6.0, 4.2)
-    panels = [(axes, "shift")]
-    if is_choice:
-        axes.set_subplotspec(figure.add_gridspec(1, 2)[0])
-        panels.append((figure.add_subplot(figure.axes[0].get_gridspec()[1]), "probability"))
+    quantities = ["shift", "probability"] if is_choice else ["shift"]
+    figure = Figure(figsize=(4.8 * len(quantities) + (0 if is_choice else 1.2), 4.2), layout="constrained")
+    panels = [(figure.add_subplot(1, len(quantities), place + 1), each) for place, each in enumerate(quantities)]
+    axes = panels[0][0]
     tested, random = curve[~curve["is_random"]], curve[curve["is_random"]]
     for panel, quantity in panels:
         band = random.groupby("dose")[quantity].agg(["min", "max"])

@@ -134,7 +134,9 @@ def _scored(row: pd.Series, name: str) -> str:
 def steering_findings(response: DoseResponse) -> list[Finding]:
     """One finding per layer and mode: slopes of the directions under test beside those of random directions."""
     findings = []
-    for (layer, mode), part in response.tested().groupby(["layer", "mode"], sort=False):
+    tested = response.tested()
+    for layer, mode in dict.fromkeys(zip(tested["layer"], tested["mode"], strict=True)):
+        part = tested[(tested["layer"] == layer) & (tested["mode"] == mode)]
         unit = "scale lengths" if mode == "rating" else "logits"
         slopes = "; ".join(_slope_sentence(row, unit) for _, row in part.iterrows())
         first = part.iloc[0]
@@ -142,13 +144,9 @@ def steering_findings(response: DoseResponse) -> list[Finding]:
             f"{int(first['n_random'])} random directions of the same norm give {first['random_low']:+.2f} to "
             f"{first['random_high']:+.2f}."
         )
-        sentence = (
-            f"At {layer_name(int(layer))}, the shift per dose of one residual norm is {slopes}. {control} {_verdict(part)}"
-        )
+        sentence = f"At {layer_name(layer)}, the shift per dose of one residual norm is {slopes}. {control} {_verdict(part)}"
         curve = response.curve[(response.curve["layer"] == layer) & (response.curve["mode"] == mode)]
-        findings.append(
-            Finding(f"Steering: {_spaced(mode)}", sentence, dose_figure_name(int(layer), str(mode)), _dose_rows(curve))
-        )
+        findings.append(Finding(f"Steering: {_spaced(mode)}", sentence, dose_figure_name(layer, mode), _dose_rows(curve)))
     return findings
 
 

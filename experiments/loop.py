@@ -18,8 +18,8 @@ from store import ActivationStore
 class LoopSettings(Settings):
     """Settings of experiments that go round the loop."""
 
-    elicit: ElicitSettings = Field(ElicitSettings(), description="What is asked about the tasks.")
-    steer: SteerSettings = Field(SteerSettings(), description="Directions, doses and controls.")
+    elicit: ElicitSettings = Field(default=ElicitSettings(), description="What is asked about the tasks.")
+    steer: SteerSettings = Field(default=SteerSettings(), description="Directions, doses and controls.")
 
 
 @dataclass(frozen=True)

@@ -29,14 +29,14 @@ class ElicitSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    wording: str = Field("would_rather", description="Template of the choices: would_rather, enjoy_more or pick_one.")
-    labels: str = Field("AB", description="What the two tasks are called: AB or 12.")
-    degree: int = Field(8, ge=2, description="Number of other tasks that each task is compared with.")
-    hold_out: float = Field(0.25, gt=0, lt=1, description="Share of pairs set aside to test the fit.")
+    wording: str = Field(default="would_rather", description="Template of the choices: would_rather, enjoy_more or pick_one.")
+    labels: str = Field(default="AB", description="What the two tasks are called: AB or 12.")
+    degree: int = Field(default=8, ge=2, description="Number of other tasks that each task is compared with.")
+    hold_out: float = Field(default=0.25, gt=0, lt=1, description="Share of pairs set aside to test the fit.")
     scales: tuple[str, ...] = Field(
-        ("yes_somewhat_no", "likert_5", "stated_10"), min_length=1, description="Templates of the self-reports."
+        default=("yes_somewhat_no", "likert_5", "stated_10"), min_length=1, description="Templates of the self-reports."
     )
-    resamples: int = Field(500, ge=50, description="Bootstrap resamples of pairs.")
+    resamples: int = Field(default=500, ge=50, description="Bootstrap resamples of pairs.")
 
 
 @dataclass(frozen=True)

@@ -20,14 +20,14 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field("smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="Dtype of weights and residual stream.")
-    device: str = Field("auto", description="auto, cpu, cuda, cuda:1, ...")
-    out: Path = Field(Path("runs"), description="Run directory. The same one continues, or repeats at no cost.")
-    tasks: str = Field("builtin", description="builtin, or a .jsonl, .csv or .parquet file with columns id and text.")
-    origins: tuple[str, ...] = Field((), description="Origins to sample from; empty for all.")
-    per_origin: int = Field(12, ge=1, description="Tasks sampled from each origin.")
-    seed: int = Field(0, ge=0, description="Seeds every sample, design and bootstrap.")
+    model: str = Field(default="smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    out: Path = Field(default=Path("runs"), description="Run directory. The same one continues, or repeats at no cost.")
+    tasks: str = Field(default="builtin", description="builtin, or a .jsonl, .csv or .parquet file with columns id and text.")
+    origins: tuple[str, ...] = Field(default=(), description="Origins to sample from; empty for all.")
+    per_origin: int = Field(default=12, ge=1, description="Tasks sampled from each origin.")
+    seed: int = Field(default=0, ge=0, description="Seeds every sample, design and bootstrap.")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:

@@ -17,11 +17,9 @@ from experiments.steering import SteerSettings
 class SteerThenMeasureSettings(LoopSettings):
     """Make preference directions from some tasks, steer questions about the others, and compare with random directions."""
 
-    out: Path = Field(Path("runs/steer_then_measure"), description="Run directory. The same one continues or repeats.")
-    per_origin: int = Field(18, ge=1, description="Tasks sampled from each origin.")
+    out: Path = Field(default=Path("runs/steer_then_measure"), description="Run directory. The same one continues or repeats.")
     steer: SteerSettings = Field(
-        SteerSettings(modes=("choice", "choice_both_alike", "rating"), doses=(-0.4, -0.2, -0.1, 0.0, 0.1, 0.2, 0.4)),
-        description="Directions, doses and controls.",
+        default=SteerSettings(modes=("choice", "choice_both_alike", "rating")), description="Directions, doses and controls."
     )
 
 

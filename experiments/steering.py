@@ -33,15 +33,17 @@ class SteerSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    layers: tuple[LayerSpec, ...] = Field((0.5,), min_length=1, description="Layers to steer, one at a time.")
-    position: str = Field("task_mean", description="Position that directions are read from.")
-    methods: tuple[Method, ...] = Field(("difference_of_means", "ridge_probe"), description="How directions are made.")
-    modes: tuple[Mode, ...] = Field(("choice",), min_length=1, description="What is asked under steering.")
-    doses: tuple[float, ...] = Field((-0.4, -0.2, 0.0, 0.2, 0.4), description="In mean residual norms; zero is always asked.")
-    n_random: int = Field(CONTROLS_NEEDED, ge=2, description="Random directions as controls.")
-    train_share: float = Field(2 / 3, gt=0, lt=1, description="Share of tasks that directions are made from.")
-    scale: str = Field("yes_somewhat_no", description="Self-report asked under steering, for mode rating.")
-    resamples: int = Field(1000, ge=50, description="Bootstrap resamples of pairs or tasks.")
+    layers: tuple[LayerSpec, ...] = Field(default=(0.5,), min_length=1, description="Layers to steer, one at a time.")
+    position: str = Field(default="task_mean", description="Position that directions are read from.")
+    methods: tuple[Method, ...] = Field(default=("difference_of_means", "ridge_probe"), description="How directions are made.")
+    modes: tuple[Mode, ...] = Field(default=("choice",), min_length=1, description="What is asked under steering.")
+    doses: tuple[float, ...] = Field(
+        default=(-0.4, -0.2, 0.0, 0.2, 0.4), description="In mean residual norms; zero is always asked."
+    )
+    n_random: int = Field(default=CONTROLS_NEEDED, ge=2, description="Random directions as controls.")
+    train_share: float = Field(default=2 / 3, gt=0, lt=1, description="Share of tasks that directions are made from.")
+    scale: str = Field(default="yes_somewhat_no", description="Self-report asked under steering, for mode rating.")
+    resamples: int = Field(default=1000, ge=50, description="Bootstrap resamples of pairs or tasks.")
 
     @field_validator("doses")
     @classmethod
@@ -181,8 +183,8 @@ def _ask_grid(
         tables = [choice.comparisons(asked, each) for each in answers]
         frames = _choice_units(conditions, tables, mirrored=mode == "choice")
     units = pd.concat(frames, ignore_index=True)
-    is_random = units["direction"].map(lambda name: vectors[name].direction.provenance["method"] == "random")
-    return units.assign(is_random=is_random, layer=layer, mode=mode)
+    random = [name for name, vector in vectors.items() if vector.direction.provenance["method"] == "random"]
+    return units.assign(is_random=units["direction"].isin(random), layer=layer, mode=mode)
 
 
 def _choice_units(

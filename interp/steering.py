@@ -175,8 +175,9 @@ class TreatmentTable:
         used = np.unique(treatments[treatments > 0])
         if not len(used):
             return None
-        added = {int(number): self._added(layer, *self._pushed[number - 1]) for number in used}
-        rows = np.flatnonzero(np.isin(treatments, [number for number, vector in added.items() if vector is not None]))
+        everything = {int(number): self._added(layer, *self._pushed[number - 1]) for number in used}
+        added = {number: vector for number, vector in everything.items() if vector is not None}
+        rows = np.flatnonzero(np.isin(treatments, list(added)))
         if not len(rows):
             return None
         numbers, where = np.unique(treatments[rows], return_inverse=True)

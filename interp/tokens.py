@@ -59,7 +59,7 @@ class Tokens:
         self._special_name = re.compile("|".join(map(re.escape, names)) if names else "(?!)")
         self._aliases = {name: f"{_ALIAS_START}{number}\uf8ff" for number, name in enumerate(names)}
         self._twin, self._twin_ids = _alias_special_tokens(self._backend, self._aliases)
-        self._bos = tokenizer.bos_token_id
+        self._bos: int | None = tokenizer.bos_token_id
         with_bos = tokenizer("a", add_special_tokens=True)["input_ids"]
         self.adds_bos = self._bos is not None and bool(with_bos) and with_bos[0] == self._bos
         self._cached_continuation = lru_cache(_CACHED_CONTINUATIONS)(self._continuation)
@@ -106,7 +106,7 @@ class Tokens:
     def _with_one_bos(self, ids: TokenIds, offsets: Offsets) -> tuple[TokenIds, Offsets]:
         if self._bos is not None and len(ids) > 1 and ids[0] == ids[1] == self._bos:
             return ids[1:], offsets[1:]
-        if self.adds_bos and (not len(ids) or ids[0] != self._bos):
+        if self._bos is not None and self.adds_bos and (not len(ids) or ids[0] != self._bos):
             return np.insert(ids, 0, self._bos), np.insert(offsets, 0, (0, 0), axis=0)
         return ids, offsets
 
@@ -156,7 +156,7 @@ def _alias_special_tokens(backend: Tokenizer, aliases: dict[str, str]) -> tuple[
     twin = Tokenizer.from_str(json.dumps(state))
     ids = {}
     for token in added:
-        name = aliases.get(token["content"], token["content"])
+        name = str(aliases.get(token["content"], token["content"]))
         flags = {flag: token[flag] for flag in ("single_word", "lstrip", "rstrip")}
         twin.add_tokens([AddedToken(name, normalized=token["normalized"] and name == token["content"], **flags)])
         ids[twin.token_to_id(name)] = token["id"]

@@ -201,8 +201,8 @@ class ActivationStore:
                         f"{self.path} has store format {version!r}; this penchant reads format {FORMAT_VERSION}."
                     )
                 self.header = _read_header(file)
-                self.task_ids: list[str] = [raw.decode() for raw in file["task_id"][:]]
-                layout = {name: _locate(file[name]) for name in self._dataset_names()}
+                self.task_ids: list[str] = [raw.decode() for raw in _dataset(file, "task_id")[:]]
+                layout = {name: _locate(_dataset(file, name)) for name in self._dataset_names()}
         except (OSError, KeyError) as error:
             raise DamagedStore(f"{self.path} does not open as a penchant activation store: {error}") from error
         needed = max(offset + int(np.prod(shape)) * dtype.itemsize for offset, shape, dtype in layout.values())
@@ -294,7 +294,7 @@ class ActivationStore:
         """Recompute the checksum of every committed row; return the ids of tasks whose bytes have changed."""
         slots = np.flatnonzero(self.done)
         expected = self._datasets["row_crc"][slots]
-        found = np.array([zlib.crc32(self._row_bytes(slot)) for slot in slots], dtype=np.uint32)
+        found = np.array([zlib.crc32(self._row_bytes(slot)) for slot in slots.tolist()], dtype=np.uint32)
         return [self.task_ids[slot] for slot in slots[found != expected]]
 
     def _row_bytes(self, slot: int) -> bytes:
@@ -432,6 +432,13 @@ class ActivationWriter(ActivationStore):
         self._map.flush()
 
 
+def _dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    found = file[name]
+    if not isinstance(found, h5py.Dataset):
+        raise DamagedStore(f"{name} is a {type(found).__name__} in this file; expected a data set.")
+    return found
+
+
 def _locate(dataset: h5py.Dataset) -> tuple[int, tuple[int, ...], np.dtype]:
     offset = dataset.id.get_offset()
     if offset is None:
@@ -440,7 +447,9 @@ def _locate(dataset: h5py.Dataset) -> tuple[int, tuple[int, ...], np.dtype]:
 
 
 def _read_header(file: h5py.File) -> StoreHeader:
-    values: dict[str, Any] = {"model": ModelIdentity(*(file.attrs[f"model.{f.name}"] for f in fields(ModelIdentity)))}
+    values: dict[str, Any] = {
+        "model": ModelIdentity(**{field.name: str(file.attrs[f"model.{field.name}"]) for field in fields(ModelIdentity)})
+    }
     for name in (field.name for field in fields(StoreHeader) if field.name != "model"):
         value = file.attrs[name]
         values[name] = tuple(value.tolist()) if isinstance(value, np.ndarray) else value

@@ -57,7 +57,8 @@ def test_sampled_questions_come_in_draws_and_exact_ones_once():
     assert len(choice.questions(TASKS, [("t1", "t2")], n_draws=5)) == 2
     sampled = choice.questions(TASKS, [("t1", "t2")], sampling=Sampling(), n_draws=5)
     assert [question.draw for question in sampled] == [0, 1, 2, 3, 4] * 2
-    assert [question.draw for question in rating.questions(TASKS[:1], scale="likert_5", sampling=Sampling(), n_draws=2)] == [0, 1]
+    rated = rating.questions(TASKS[:1], scale="likert_5", sampling=Sampling(), n_draws=2)
+    assert [question.draw for question in rated] == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ class Scripted:
         return question.messages[0].content
 
     def score(self, questions, on_answer=None):
-        return [self._answer(number, Answer.exact(question, {"A": -0.1, "B": -3.0}), on_answer) for number, question in enumerate(questions)]
+        answers = [Answer.exact(question, {"A": -0.1, "B": -3.0}) for question in questions]
+        return [self._answer(number, answer, on_answer) for number, answer in enumerate(answers)]
 
     def generate(self, questions, on_answer=None):
         return [

@@ -125,7 +125,7 @@ def test_least_squares_intervals_cover_the_truth():
         table = simulate(utilities, regular_pairs(ids(20), 8, seed), position=0.5, spread=1.0, noise=0.5, seed=seed)
         fitted = fit_least_squares(table, resamples=200, seed=seed)
         labels = fitted.labels()
-        covered.append(((labels["low"] <= labels["task_id"].map(utilities)) & (labels["high"] >= labels["task_id"].map(utilities))).mean())
+        covered.append(labels["task_id"].map(utilities).between(labels["low"], labels["high"]).mean())
         biases.append(fitted.position.low <= 0.5 <= fitted.position.high)
     assert 0.86 <= np.mean(covered) <= 0.98
     assert np.mean(biases) >= 0.85
@@ -215,7 +215,8 @@ def test_hold_out_is_perfect_without_noise_and_chance_without_signal():
     good = truth(30)
     perfect = hold_out_accuracy(fit_least_squares(simulate(good, fitted_pairs), resamples=50), simulate(good, held))
     assert perfect.accuracy.value == 1 and perfect.correlation.value == pytest.approx(1)
-    assert perfect.log_loss.value == pytest.approx(perfect.floor_log_loss, abs=1e-6) and perfect.floor_log_loss < perfect.coin_log_loss
+    assert perfect.log_loss.value == pytest.approx(perfect.floor_log_loss, abs=1e-6)
+    assert perfect.floor_log_loss < perfect.coin_log_loss
     flat = dict.fromkeys(ids(30), 0.0)
     noise = hold_out_accuracy(
         fit_least_squares(simulate(flat, fitted_pairs, noise=1, seed=1), resamples=50), simulate(flat, held, noise=1, seed=2)

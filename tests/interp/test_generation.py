@@ -72,6 +72,6 @@ def test_text_that_reaches_the_limit_is_marked_truncated(embedded):
 
 
 def test_sampling_parameters_out_of_range_are_named():
-    for bad, match in (({"temperature": -1}, "temperature is -1"), ({"top_p": 0}, "top_p is 0"), ({"max_new_tokens": 0}, "is 0")):
-        with pytest.raises(ValueError, match=match):
-            Sampling(**bad)
+    for name, bad in (("temperature", -1), ("top_p", 0), ("max_new_tokens", 0)):
+        with pytest.raises(ValueError, match=f"{name} is {bad}"):
+            Sampling(**{name: bad})

@@ -184,4 +184,3 @@ def test_random_directions_are_reproducible_unit_and_nearly_orthogonal():
         np.testing.assert_array_equal(a.vector, b.vector)
     matrix = np.stack([direction.vector for direction in first])
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(5), atol=0.2)
-

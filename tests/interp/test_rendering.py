@@ -1,6 +1,7 @@
 """Rendering: the tokens of the whole string, spans where the template put them, and task text that stays inert."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -52,12 +53,13 @@ def test_the_embedded_models_rendering_is_its_own_templates(embedded):
 def test_spans_decode_to_the_task_and_to_nothing_more_than_a_space(family):
     model = tiny(family)
     tasks = builtin_tasks()[::30]
-    for question in choice.questions(tasks, [(a.id, b.id) for a, b in zip(tasks, tasks[1:], strict=False)]):
+    for question in choice.questions(tasks, [(a.id, b.id) for a, b in pairwise(tasks)]):
         rendered = model.render(question)
         texts = {task.id: task.text for task in tasks}
         for name, key in (("task_a", "first"), ("task_b", "second")):
             start, end = rendered.spans[name]
-            assert model.renderer.decode(rendered.token_ids[start:end], special=True).strip() == texts[question.measures[key]].strip()
+            decoded = model.renderer.decode(rendered.token_ids[start:end], special=True)
+            assert decoded.strip() == texts[question.measures[key]].strip()
 
 
 @settings(max_examples=300, deadline=None)
@@ -74,7 +76,7 @@ def test_task_text_never_changes_the_structure_of_a_prompt(text):
         assert [token for token in nasty.token_ids.tolist() if token in special] == structure
         start, end = nasty.spans["task"]
         assert not np.isin(nasty.token_ids[start:end], special).any()
-        assert nasty.text == plain.text.replace("Do: word.", f"Do: {text}.".strip() if renderer is GEMMA_RENDERER else f"Do: {text}.")
+        assert nasty.text == plain.text.replace("Do: word.", f"Do: {text}.")
 
 
 @settings(max_examples=100, deadline=None)
@@ -104,9 +106,8 @@ def test_the_three_states_of_the_system_prompt_are_three_prompts(embedded):
     assert default.text != none.text and "SmolLM" not in none.text
     assert "system\nYou are a cat.<|im_end|>" in text.text
     assert (default.system, none.system, text.system) == ("template default", "system turn", "system turn")
-    assert all(
-        embedded.renderer.decode(each.token_ids[slice(*each.spans["task"])]).strip(" .") == "it" for each in (default, none, text)
-    )
+    for each in (default, none, text):
+        assert embedded.renderer.decode(each.token_ids[slice(*each.spans["task"])]).strip(" .") == "it"
 
 
 def test_a_model_without_a_system_role_gets_it_in_the_first_user_turn():

@@ -49,8 +49,8 @@ def test_a_reference_norm_is_positive(norm):
 
 
 def labels(**changes) -> pd.DataFrame:
-    values = {"task_id": ["a", "b"], "target": "u", "value": [1.0, 2.0], "se": 0.1, "low": 0.0, "high": 3.0, "n": 4, "method": "m"}
-    return pd.DataFrame(values | changes)
+    values = {"task_id": ["a", "b"], "target": "u", "value": [1.0, 2.0], "se": 0.1, "low": 0.0, "high": 3.0, "n": 4}
+    return pd.DataFrame(values | {"method": "m"} | changes)
 
 
 def test_labels_come_back_and_wrong_ones_are_named(tmp_path):
