@@ -18,11 +18,14 @@ _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#c0504d", "#4aa6a6")
 
 def _axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.add_subplot()
+    return figure, _plain_style(figure.add_subplot())
+
+
+def _plain_style(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure, axes
+    return axes
 
 
 def _colours(origins: Mapping[str, str]) -> dict[str, str]:
@@ -152,7 +155,10 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
     is_choice = bool(curve["probability"].notna().any())
     quantities = ["shift", "probability"] if is_choice else ["shift"]
     figure = Figure(figsize=(4.8 * len(quantities) + (0 if is_choice else 1.2), 4.2), layout="constrained")
-    panels = [(figure.add_subplot(1, len(quantities), place + 1), each) for place, each in enumerate(quantities)]
+    panels = [
+        (_plain_style(figure.add_subplot(1, len(quantities), place)), quantity)
+        for place, quantity in enumerate(quantities, start=1)
+    ]
     axes = panels[0][0]
     tested, random = curve[~curve["is_random"]], curve[curve["is_random"]]
     for panel, quantity in panels:
@@ -176,16 +182,16 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
             wild = part[~part["coherent"]]
             panel.scatter(wild["dose"], wild[quantity], s=60, facecolors="none", edgecolors="red")
         panel.set_xlabel("dose (mean residual norms)")
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.grid(alpha=0.25, linewidth=0.6)
-    unit = "scale lengths" if mode == "rating" else "logits, towards the task pushed up"
+    moved = "rating (scale lengths)" if mode == "rating" else "choice of the task pushed up (logits)"
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel(f"shift from dose 0 ({unit}; line: 95 % interval)")
+    axes.set_ylabel(f"shift of the {moved}")
     if is_choice:
         panels[1][0].axhline(0.5, color="black", linewidth=0.6)
-        panels[1][0].set_ylabel("P(the task pushed up is chosen), orders averaged")
+        panels[1][0].set_ylabel("P(the task pushed up is chosen)")
     unit_name = "tasks" if mode == "rating" else "pairs, both orders"
     heading = f"Steering {mode.replace('_', ' ')} at {layer_name(layer)}"
-    figure.suptitle(f"{heading} (n={int(tested['n'].max())} {unit_name}; red ring: off format)")
+    figure.suptitle(
+        f"{heading} (n={int(tested['n'].max())} {unit_name}; lines: 95 % intervals; red ring: off format)", fontsize=10
+    )
     axes.legend(fontsize=8, frameon=False)
     return figure

@@ -155,11 +155,15 @@ def _dose_rows(curve: pd.DataFrame) -> tuple[str, ...]:
     tested, random = curve[~curve["is_random"]], curve[curve["is_random"]].groupby("dose")["shift"]
     shifts = tested.pivot(index="direction", columns="dose", values="shift")
     lines = {"dose": [f"{dose:+g}" for dose in shifts.columns]}
-    lines |= {f"shift, {_spaced(name)}": [f"{shift:+.2f}" for shift in row] for name, row in shifts.iterrows()}
-    lines["least random"] = [f"{shift:+.2f}" for shift in random.min()]
-    lines["greatest random"] = [f"{shift:+.2f}" for shift in random.max()]
+    lines |= {f"shift, {_spaced(name)}": [_shift(shift) for shift in row] for name, row in shifts.iterrows()}
+    lines["least random"] = [_shift(shift) for shift in random.min()]
+    lines["greatest random"] = [_shift(shift) for shift in random.max()]
     margin = max(map(len, lines))
     return tuple(name.ljust(margin) + "".join(cell.rjust(8) for cell in cells) for name, cells in lines.items())
+
+
+def _shift(value: float) -> str:
+    return f"{value:+.2f}" if value == value else "none"  # no answer on format
 
 
 def dose_figure_name(layer: int, mode: str) -> str:
@@ -178,16 +182,17 @@ def _verdict(part: pd.DataFrame) -> str:
     n_random = int(part["n_random"].min())
     if n_random < CONTROLS_NEEDED:
         return f"With fewer than {CONTROLS_NEEDED} random directions nothing is claimed about exceeding them."
-    beyond = part[part["p_value"] <= 0.05]
+    # Larger than every control, and different from zero over pairs or tasks: either alone happens by chance too often.
+    beyond = part[(part["p_value"] <= 0.05) & ((part["slope_low"] > 0) | (part["slope_high"] < 0))]
     if len(beyond):
         names = " and ".join(f"the {_spaced(row['direction'])} (p = {row['p_value']:.2f})" for _, row in beyond.iterrows())
-        return f"The effect exceeds its controls for {names}."
+        return f"Of {len(part)} directions tested, the effect exceeds its controls for {names}."
     # To stand out, a slope has to pass the largest random one, and to do so four times in five by .84 standard errors.
     needed = part[["random_low", "random_high"]].abs().max(axis=None) + (POWER_FACTOR - 1.96) * part["slope_se"].max()
     p_values = ", ".join(f"{p:.2f}" for p in part["p_value"])
     return (
-        f"No direction exceeds its controls (p = {p_values}): pushes of this size move the answer whatever their direction. "
-        f"The smallest slope that would have stood out four times in five is {needed:.2f}."
+        f"No direction is shown to exceed its controls (p = {p_values}); the smallest slope that would have stood out four "
+        f"times in five is {needed:.2f}."
     )
 
 

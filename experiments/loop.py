@@ -48,20 +48,21 @@ def go_round(settings: LoopSettings, layers: Sequence[LayerSpec], positions: Seq
     layers, positions
         What to cache; the layers and the position that steering needs are added.
     """
+    tasks = settings.load_tasks()  # before the model: a wrong task file is then an error within a second
     run = RunDirectory(settings)
     model = settings.load_model()
-    tasks = settings.load_tasks()
     preferences = measure_preferences(model, tasks, settings.elicit, run)
-    store = _cache_activations(
+    store = cache_activations(
         model, tasks, [*layers, *settings.steer.layers], list(dict.fromkeys([*positions, settings.steer.position])), run
     )
     steered = steer(model, tasks, preferences, store, settings.elicit, settings.steer, run)
     return Loop(settings, run, model, tasks, preferences, store, steered)
 
 
-def _cache_activations(
+def cache_activations(
     model: LocalModel, tasks: Sequence[Task], layers: Sequence[LayerSpec], positions: Sequence[str], run: RunDirectory
 ) -> ActivationStore:
+    """Capture the tasks' residual streams into the run's store for this model, these tasks, layers and positions."""
     task_ids = [task.id for task in tasks]
     resolved = model.layers(layers)
     path = run.activations(model=model.fingerprint, tasks=task_ids, layers=resolved, positions=positions)

@@ -70,7 +70,20 @@ class Settings(BaseModel):
 def _explain(problem: Any, settings: type[BaseModel], where: str) -> str:
     key = ".".join(map(str, problem["loc"])) or "(all)"
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, settings.model_fields, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {sorted(settings.model_fields)}."
+        valid = _keys(settings)
+        near = difflib.get_close_matches(key, valid, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"expected one of {valid}."
         return f"Unknown key {key!r} in {where}: {hint}"
     return f"{key} in {where} is {problem['input']!r}: {problem['msg']}."
+
+
+def _keys(settings: type[BaseModel]) -> list[str]:
+    """All keys, those of nested settings with a dot."""
+    found: list[str] = []
+    for name, field in settings.model_fields.items():
+        nested = field.annotation
+        if isinstance(nested, type) and issubclass(nested, BaseModel):
+            found += [f"{name}.{key}" for key in _keys(nested)]
+        else:
+            found.append(name)
+    return found

@@ -1,0 +1,98 @@
+"""The command and its settings: help that teaches, errors that name the value and the way out, no traceback."""
+
+import pytest
+import yaml
+
+from experiments.cli import EXPERIMENTS, main, parse_settings
+from experiments.demo import DemoSettings
+from experiments.settings import ConfigError
+from experiments.steering import SteerSettings
+
+
+def test_every_experiment_is_listed_with_one_line(capsys):
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert [line.split()[0] for line in lines] == list(EXPERIMENTS)
+    assert main([]) == 0
+    assert "penchant EXPERIMENT --config F" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*EXPERIMENTS, "preflight"])
+def test_help_names_every_setting_and_says_what_it_does(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    out = capsys.readouterr().out
+    assert "--device" in out and "Hugging Face" in out
+    if name != "preflight":
+        assert "--steer.doses" in out and "--config FILE" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["dmeo"], "no experiment or command 'dmeo'; did you mean 'demo'?"),
+        (["demo", "--config"], "--config needs a YAML file"),
+        (["demo", "--config", "absent.yaml"], "Cannot read the configuration absent.yaml: No such file"),
+    ],
+)
+def test_errors_are_one_line_without_a_traceback(arguments, message, capsys):
+    assert main(arguments) == 1
+    err = capsys.readouterr().err
+    assert message in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("per_orgin: 3", "Unknown key 'per_orgin' in .*: did you mean 'per_origin'?"),
+        ("elicit: {degre: 3}", "Unknown key 'elicit.degre' in .*: did you mean 'elicit.degree'?"),
+        ("steer: {doses: [0.1, 0.2]}", "steer.doses in .* expected each dose with its opposite"),
+        ("per_origin: 0", "per_origin in .* is 0: Input should be greater than or equal to 1"),
+        ("elicit: {degree: many}", "elicit.degree in .* is 'many'"),
+        ("- a\n- b", "holds a list; expected keys and values"),
+        ("a: [", "is not YAML"),
+    ],
+)
+def test_a_wrong_configuration_is_named_with_the_nearest_valid_key(tmp_path, text, message):
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        DemoSettings.read(tmp_path / "c.yaml")
+
+
+def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
+    (tmp_path / "c.yaml").write_text("per_origin: 5\nseed: 7\nsteer: {n_random: 3, doses: [-0.1, 0.1]}\n")
+    settings = parse_settings(
+        "demo", DemoSettings, ["--config", str(tmp_path / "c.yaml"), "--per-origin", "6", "--steer.layers", "0.3", "12"]
+    )
+    assert (settings.per_origin, settings.seed, settings.steer.n_random) == (6, 7, 3)
+    assert settings.steer.layers == (0.3, 12) and settings.steer.doses == (-0.1, 0.0, 0.1)
+    assert settings.elicit.degree == DemoSettings().elicit.degree
+
+
+def test_resolved_settings_survive_yaml(tmp_path):
+    settings = DemoSettings(steer=SteerSettings(layers=(0.25, 3, "L7")))
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(yaml.safe_load(settings.model_dump_json())))
+    assert DemoSettings.read(tmp_path / "c.yaml") == settings
+
+
+def test_shipped_configurations_are_valid_and_say_the_defaults():
+    from importlib import import_module, resources
+
+    for name in EXPERIMENTS:
+        module = import_module(f"experiments.{name}")
+        with resources.as_file(resources.files("experiments") / "configs" / f"{name}.yaml") as path:
+            assert module.SETTINGS.read(path) == module.SETTINGS()
+
+
+def test_an_unknown_model_is_an_error_and_not_a_traceback(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main(["preflight", "./nothing"]) == 1
+    assert "Cannot load the model './nothing'" in capsys.readouterr().err
+
+
+def test_an_empty_task_file_is_an_error_and_not_a_traceback(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks.jsonl").write_text("")
+    assert main(["demo", "--tasks", "tasks.jsonl"]) == 1
+    assert "tasks.jsonl has no tasks" in capsys.readouterr().err
