@@ -1,5 +1,6 @@
 """demo: the whole loop on a small model in a few minutes - ask, read, probe, steer, ask again."""
 
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -176,3 +177,9 @@ def _summary(loop: Loop, sweep: ProbeSweep) -> Mapping[str, Any]:
         "probes": {target: sweep.best(target).to_dict() for target in TARGETS},
         "slopes": loop.steered.response.tested().to_dict("records"),
     }
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    sys.exit(main(["demo", *sys.argv[1:]]))

@@ -1,5 +1,6 @@
 """steer_then_measure: directions x layers x doses x questions, against random directions at every dose."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -88,3 +89,9 @@ def run(settings: SteerThenMeasureSettings) -> Result:
         },
         seconds=time.monotonic() - started,
     )
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    sys.exit(main(["steer_then_measure", *sys.argv[1:]]))

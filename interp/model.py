@@ -21,16 +21,18 @@ from interp.fingerprint import fingerprint_model
 from interp.layers import LayerSpec, resolve_layers
 from interp.positions import Positions
 from interp.rendering import Rendered, Renderer
-from interp.scoring import option_tree
+from interp.scoring import OptionTree, option_tree
 from interp.steering import Intervention, check_fits, reference_tokens
 from store.directions import Direction, SteeringVector
 from store.provenance import ModelIdentity, digest
-from store.records import Answer, Outcome, Question
+from store.records import Answer, Outcome, Question, Sampling
 
 OnAnswer = Callable[[int, Answer], None]
 """Hears of each answer as soon as its batch is done: the question's number, and the answer."""
 
 _TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
+_QUESTIONS_AT_A_TIME = 4096
+"""Questions are rendered and put in order so many at a time, so that memory does not grow with their number."""
 _AGREEMENT = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest difference of log-probabilities, packed against alone, at which packing is trusted."""
 
@@ -181,37 +183,28 @@ class LocalModel:
 
     def generate(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
         """Sample text for each question (`Question.sampling` must be set); the outcome is for a parser to say."""
-        rendered = [self.render(question) for question in questions]
-        answers: list[Answer | None] = [None] * len(questions)
-
-        def finish(number: int, answer: Answer) -> None:
-            answers[number] = answer
-            if on_answer is not None:
-                on_answer(number, answer)
-
-        fitting, samplings = [], []
-        for number, (question, each) in enumerate(zip(questions, rendered, strict=True)):
+        answers = _Answers(len(questions), on_answer)
+        jobs: list[Job] = []
+        samplings: list[Sampling] = []
+        numbers: list[int] = []
+        for number, question in enumerate(questions):
             if question.sampling is None:
                 raise ValueError("generate() needs Question.sampling; exact questions are for score().")
-            if too_long := self._too_long(each, question.sampling.max_new_tokens):
-                finish(number, too_long)
-            else:
-                fitting.append(number)
-                samplings.append(question.sampling)
+            rendered = self.render(question)
+            if too_long := self._too_long(rendered, question.sampling.max_new_tokens):
+                answers.put(number, too_long)
+                continue
+            jobs.append(Job(rendered, self.intervention))
+            samplings.append(question.sampling)
+            numbers.append(number)
 
         def done(place: int, token_ids: list[int]) -> None:
-            text = self.renderer.decode(token_ids)
             truncated = len(token_ids) >= samplings[place].max_new_tokens
-            finish(fitting[place], Answer(Outcome.CHOSE, text=text, truncated=truncated))
+            answers.put(numbers[place], Answer(Outcome.CHOSE, text=self.renderer.decode(token_ids), truncated=truncated))
 
-        self.engine.generate(
-            [Job(rendered[number], self.intervention) for number in fitting],
-            samplings,
-            [questions[number].draw for number in fitting],
-            self.renderer.end_of_turn_ids,
-            done,
-        )
-        return [answer for answer in answers if answer is not None]
+        draws = [questions[number].draw for number in numbers]
+        self.engine.generate(jobs, samplings, draws, self.renderer.end_of_turn_ids, done)
+        return answers.all()
 
     def score_together(self, asked: Sequence[tuple["LocalModel", Question]], on_answer: OnAnswer | None = None) -> list[Answer]:
         """Score questions put to several views of this model in shared batches.
@@ -219,34 +212,36 @@ class LocalModel:
         Steering conditions of one prompt share its untouched tokens and every block below the steered layer, so a grid
         of doses costs a fraction of asking view by view.
         """
-        answers: list[Answer | None] = [None] * len(asked)
+        answers = _Answers(len(asked), on_answer)
+        for start in range(0, len(asked), _QUESTIONS_AT_A_TIME):
+            self._score_part(asked, range(start, min(start + _QUESTIONS_AT_A_TIME, len(asked))), answers)
+        return answers.all()
 
-        def finish(number: int, answer: Answer) -> None:
-            answers[number] = answer
-            if on_answer is not None:
-                on_answer(number, answer)
-
-        jobs, trees, fitting = [], [], []
-        for number, (view, question) in enumerate(asked):
+    def _score_part(self, asked: Sequence[tuple["LocalModel", Question]], part: range, answers: "_Answers") -> None:
+        jobs: list[Job] = []
+        trees: list[OptionTree] = []
+        numbers: list[int] = []
+        for number in part:
+            view, question = asked[number]
             if view.backend is not self.backend:
                 raise ValueError(f"{view!r} is not a view of {self!r}; models are scored together only with their own views.")
             if not question.options:
                 raise ValueError("score() needs Question.options; free text is for generate().")
             rendered = self.render(question)
-            if too_long := self._too_long(rendered):
-                finish(number, too_long)
+            tree = option_tree(question, rendered, self.renderer)
+            if too_long := self._too_long(rendered, room=1 + max(map(len, tree.prefixes))):
+                answers.put(number, too_long)
                 continue
             jobs.append(Job(rendered, view.intervention))
-            trees.append(option_tree(question, rendered, self.renderer))
-            fitting.append(number)
+            trees.append(tree)
+            numbers.append(number)
 
         def done(place: int, log_probs: Mapping[str, float]) -> None:
-            finish(fitting[place], Answer.exact(asked[fitting[place]][1], log_probs))
+            answers.put(numbers[place], Answer.exact(asked[numbers[place]][1], log_probs))
 
         self.engine.score(jobs, trees, done)
-        return [answer for answer in answers if answer is not None]
 
-    def _too_long(self, rendered: Rendered, room: int = 1) -> Answer | None:
+    def _too_long(self, rendered: Rendered, room: int) -> Answer | None:
         length = len(rendered.token_ids) + room
         if self.context_length is None or length <= self.context_length:
             return None
@@ -355,6 +350,22 @@ class SteeredModel(LocalModel):
     def steered(self, intervention: Intervention) -> "SteeredModel":
         """Return a view of the underlying model under another intervention (interventions do not add up)."""
         return self.base.steered(intervention)
+
+
+class _Answers:
+    """Answers as they come, in any order."""
+
+    def __init__(self, n: int, on_answer: OnAnswer | None) -> None:
+        self._answers: list[Answer | None] = [None] * n
+        self._on_answer = on_answer
+
+    def put(self, number: int, answer: Answer) -> None:
+        self._answers[number] = answer
+        if self._on_answer is not None:
+            self._on_answer(number, answer)
+
+    def all(self) -> list[Answer]:
+        return [answer for answer in self._answers if answer is not None]
 
 
 def _locate(name: str) -> str:

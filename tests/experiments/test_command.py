@@ -1,5 +1,9 @@
 """The command and its settings: help that teaches, errors that name the value and the way out, no traceback."""
 
+import runpy
+import subprocess
+import sys
+
 import pytest
 import yaml
 
@@ -22,10 +26,10 @@ def test_help_names_every_setting_and_says_what_it_does(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0
-    out = capsys.readouterr().out
-    assert "--device" in out and "Hugging Face" in out
+    out = "".join(character for character in capsys.readouterr().out if character not in "│ \n")  # however it is wrapped
+    assert "--device" in out and "folderwithacheckpoint,orHuggingFacehubid" in out
     if name != "preflight":
-        assert "--steer.doses" in out and "--config FILE" in out
+        assert "--steer.doses" in out and "--configFILE" in out
 
 
 @pytest.mark.parametrize(
@@ -83,6 +87,22 @@ def test_shipped_configurations_are_valid_and_say_the_defaults():
         module = import_module(f"experiments.{name}")
         with resources.as_file(resources.files("experiments") / "configs" / f"{name}.yaml") as path:
             assert module.SETTINGS.read(path) == module.SETTINGS()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_also_runs_as_a_module(name, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module(f"experiments.{name}", run_name="__main__")
+    assert stopped.value.code == 2
+    assert f"penchant {name}" in capsys.readouterr().err
+
+
+def test_importing_the_rooms_loads_none_of_the_heavy_packages():
+    script = "import sys, interp, elicit, store; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {"nnsight", "transformer_lens", "wandb", "matplotlib", "tyro", "gguf", "platformdirs", "experiments"}
+    assert heavy.isdisjoint(loaded)
 
 
 def test_an_unknown_model_is_an_error_and_not_a_traceback(capsys, monkeypatch, tmp_path):
