@@ -18,7 +18,6 @@ CharacterRange = tuple[int, int]
 
 _TAIL_CHARACTERS = 24
 _CACHED_CONTINUATIONS = 65_536
-_ALIAS_START = "\ue000\uf8ff"  # private-use characters
 
 
 class Tokens:
@@ -57,17 +56,15 @@ class Tokens:
         self.special_ids = np.array(sorted(self.special.values()), dtype=np.int64)
         names = sorted(self.special, key=len, reverse=True)
         self._special_name = re.compile("|".join(map(re.escape, names)) if names else "(?!)")
-        self._aliases = {name: f"{_ALIAS_START}{number}\uf8ff" for number, name in enumerate(names)}
+        self.digest = digest("tokenizer", self._backend.to_str())
+        """Digest of the vocabulary, merges, normalisation and special tokens."""
+        self._alias_start = f"\ue000{self.digest}"  # a private-use character and what no task would hold by chance
+        self._aliases = {name: f"{self._alias_start}:{number}\uf8ff" for number, name in enumerate(names)}
         self._twin, self._twin_ids = _alias_special_tokens(self._backend, self._aliases)
         self._bos: int | None = tokenizer.bos_token_id
         with_bos = tokenizer("a", add_special_tokens=True)["input_ids"]
         self.adds_bos = self._bos is not None and bool(with_bos) and with_bos[0] == self._bos
         self._cached_continuation = lru_cache(_CACHED_CONTINUATIONS)(self._continuation)
-
-    @property
-    def digest(self) -> str:
-        """Digest of the vocabulary, merges, normalisation and special tokens."""
-        return digest("tokenizer", self._backend.to_str())
 
     def special_at_start(self, text: str) -> int | None:
         """Return the special token that `text` begins with, if it begins with one."""
@@ -111,10 +108,10 @@ class Tokens:
         return ids, offsets
 
     def _encode_inert(self, text: str, contents: Sequence[CharacterRange]) -> tuple[TokenIds, Offsets]:
-        if _ALIAS_START in text:
+        if self._alias_start in text:
             raise ValueError(
-                f"The prompt holds both a special token's name and the private-use characters {_ALIAS_START!r}, "
-                "which stand for special tokens here; remove either from the task."
+                f"The prompt holds both a special token's name and {self._alias_start!r}, which stands for special tokens "
+                "here; remove either from the task."
             )
         pieces: list[str] = []
         origin: list[int] = []  # for every character of the aliased text, its place in `text`

@@ -92,6 +92,7 @@ def test_shipped_configurations_are_valid_and_say_the_defaults():
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_every_experiment_also_runs_as_a_module(name, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", [name, "--nonsense"])
+    monkeypatch.delitem(sys.modules, f"experiments.{name}", raising=False)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module(f"experiments.{name}", run_name="__main__")
     assert stopped.value.code == 2
