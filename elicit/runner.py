@@ -66,11 +66,14 @@ def ask_views(
             if key not in known:
                 missing.setdefault(key, (view, question))
     if missing:
-        known |= _ask_missing(missing, log, description)
+        with tqdm(
+            total=len(known) + len(missing), initial=len(known), desc=description, unit="question", disable=None
+        ) as progress:
+            known |= _ask_missing(missing, log, progress)
     return [[_read(question, known[key]) for key, question in zip(row, questions, strict=True)] for row in keys]
 
 
-def _ask_missing(missing: dict[str, tuple[Respondent, Question]], log: MeasurementLog, description: str) -> dict[str, Answer]:
+def _ask_missing(missing: dict[str, tuple[Respondent, Question]], log: MeasurementLog, progress: tqdm) -> dict[str, Answer]:
     found: dict[str, Answer] = {}
     unwritten: list[Entry] = []
     exact = [key for key, (_, question) in missing.items() if question.sampling is None]
@@ -78,7 +81,6 @@ def _ask_missing(missing: dict[str, tuple[Respondent, Question]], log: Measureme
 
     def flush() -> None:
         log.put(unwritten)
-        progress.update(len(unwritten))
         unwritten.clear()
 
     def hear(keys: Sequence[str]) -> OnAnswer:
@@ -86,19 +88,19 @@ def _ask_missing(missing: dict[str, tuple[Respondent, Question]], log: Measureme
             key = keys[number]
             respondent, question = missing[key]
             found[key] = answer
+            progress.update()
             unwritten.append(Entry(key, respondent.fingerprint, question, _read(question, answer)))
             if len(unwritten) >= _ANSWERS_PER_WRITE:
                 flush()
 
         return on_answer
 
-    with tqdm(total=len(missing), desc=description, unit="question", disable=None) as progress:
-        try:
-            _score(exact, missing, hear)
-            for view, keys in _by_respondent(sampled, missing):
-                view.generate([missing[key][1] for key in keys], hear(keys))
-        finally:
-            flush()  # also on Ctrl-C: what was answered stays answered
+    try:
+        _score(exact, missing, hear)
+        for view, keys in _by_respondent(sampled, missing):
+            view.generate([missing[key][1] for key in keys], hear(keys))
+    finally:
+        flush()  # also on Ctrl-C: what was answered stays answered
     return found
 
 
