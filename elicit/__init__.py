@@ -1,5 +1,6 @@
 """What is asked, what the answers imply, and whether they can be trusted."""
 
+from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
 from elicit.modes import choice, rating
 from elicit.pairs import order_averages
@@ -11,6 +12,7 @@ from elicit.templates import template, templates
 from elicit.utilities import Utilities, fit_bradley_terry, fit_least_squares
 
 __all__ = [
+    "Context",
     "Respondent",
     "Task",
     "TaskError",

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-PAIR_COLUMNS = ("task_1", "task_2", "content", "position", "n_contexts")
+PAIR_COLUMNS = ("task_1", "task_2", "content", "position", "n_templates")
 
 
 def order_averages(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -15,11 +15,11 @@ def order_averages(comparisons: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     comparisons
-        From `choice.comparisons`, exact answers. Several templates or labels are averaged, each in both orders.
+        From `choice.comparisons`, exact answers. Several templates are averaged, each in both orders.
 
     Returns
     -------
-    Columns `task_1, task_2, content, position, n_contexts` for the pairs with a usable answer in both orders of at
+    Columns `task_1, task_2, content, position, n_templates` for the pairs with a usable answer in both orders of at
     least one template; `task_1 < task_2`.
     """
     usable = comparisons.dropna(subset=["logit"])
@@ -28,15 +28,15 @@ def order_averages(comparisons: pd.DataFrame) -> pd.DataFrame:
         {
             "task_1": np.where(swapped, usable["second"], usable["first"]),
             "task_2": np.where(swapped, usable["first"], usable["second"]),
-            "context": usable["template"].astype(str) + "/" + usable["labels"].astype(str),
+            "template": usable["template"].astype(str),
             "order": np.where(swapped, "l21", "l12"),
             "logit": usable["logit"],
         }
     )
-    wide = pair.pivot_table(index=["task_1", "task_2", "context"], columns="order", values="logit", aggfunc="mean")
+    wide = pair.pivot_table(index=["task_1", "task_2", "template"], columns="order", values="logit", aggfunc="mean")
     wide = wide.reindex(columns=["l12", "l21"]).dropna()
     split = pd.DataFrame({"content": (wide["l12"] - wide["l21"]) / 2, "position": (wide["l12"] + wide["l21"]) / 2})
     averaged = split.groupby(level=["task_1", "task_2"]).agg(
-        content=("content", "mean"), position=("position", "mean"), n_contexts=("content", "size")
+        content=("content", "mean"), position=("position", "mean"), n_templates=("content", "size")
     )
     return averaged.reset_index()[list(PAIR_COLUMNS)]

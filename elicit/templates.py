@@ -1,21 +1,28 @@
-"""Templates: the wordings of every mode, kept as YAML beside the code, checked on load, and filled without re-reading.
+"""Templates: how every mode words its questions, as data. A template is one level of every axis of its mode.
 
-A template is cut at its fields once. Tasks are put between the pieces verbatim, so nothing in a task's text is ever
-taken for a field, and where each task stands is known.
+The wordings are YAML beside the code. A piece of a wording is a text, or a choice of texts by the level of an axis; the
+pieces that a level of every axis picks make the template. It is cut at its fields once: tasks are put between the cuts
+verbatim, so nothing in a task's text is ever taken for a field, and where each task stands is known.
 """
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Annotated, Self
+from pathlib import Path
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from store.records import END_OF_TURN, Option, Span
+from elicit.rewriting import light_punctuation, in_tags, with_typos
+from store.records import END_OF_TURN, Message, Option, Span
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_REPLY = "reply"
+NUMBERS: Literal["numbers"] = "numbers"
 _NUMBER = re.compile(r"-?\d+")
 _NUMBER_ENDS = (END_OF_TURN, "\n", "\n\n", ".", ",", ":", ";", "!", ")", "/", " ", " (", " out", " because")
 """What may follow a number that is a whole answer, so that 1 is told from 10 and 100."""
@@ -30,7 +37,7 @@ class _Strict(BaseModel):
 
 
 class ScalePoint(_Strict):
-    """One answer on a scale and what it counts."""
+    """One answer, what it counts, and other spellings of it."""
 
     label: str
     value: float
@@ -41,85 +48,87 @@ class NumberScale(_Strict):
     """Whole numbers from the first to the last."""
 
     numbers: tuple[int, int]
+    without: tuple[int, ...] = ()
 
 
-class Template(_Strict):
-    """One wording.
+class _Points(_Strict):
+    options: tuple[ScalePoint, ...] | NumberScale
+
+    def written_out(self) -> tuple[ScalePoint, ...]:
+        if not isinstance(self.options, NumberScale):
+            return self.options
+        first, last = self.options.numbers
+        numbers = [number for number in range(first, last + 1) if number not in self.options.without]
+        return tuple(ScalePoint(label=str(number), value=number) for number in numbers)
+
+
+@dataclass(frozen=True)
+class Template:
+    """One way of asking.
 
     Attributes
     ----------
-    name, mode
-        What it is called and which mode it belongs to.
-    prompt
-        Text of the user's message, with fields such as `{task_a}`.
+    mode, levels
+        Which mode it belongs to, and its level on every axis.
+    name
+        The level of the first axis, and what differs from the defaults: `would_rather,language=fr`.
+    turns
+        Texts with fields such as `{task_a}`: what the user says, and between that what the assistant is made to say.
     prefill
         Words that the answer begins with.
-    options
-        The scale, for modes that have one.
+    points
+        The allowed answers and their values.
+    terminators
+        What must follow an answer: nothing, one of these, or, for `numbers`, something that ends a number.
     minimum_mass
         Least raw probability on the options for an answer to count as on format.
     """
 
-    name: str
     mode: str
-    prompt: str
-    prefill: str = ""
-    options: tuple[ScalePoint, ...] | NumberScale | None = None
-    minimum_mass: Annotated[float, Field(ge=0, le=1)] = 0.0
+    levels: Mapping[str, str]
+    name: str
+    turns: tuple[str, ...]
+    prefill: str
+    points: tuple[ScalePoint, ...]
+    terminators: tuple[str, ...] | Literal["numbers"]
+    minimum_mass: float
 
-    @model_validator(mode="after")
-    def _has_its_fields(self) -> Self:
-        found = _FIELD.findall(self.prompt)
-        needed = FIELDS_OF_MODE.get(self.mode)
-        if needed is None:
-            raise ValueError(f"mode {self.mode!r} is unknown; expected one of {sorted(FIELDS_OF_MODE)}")
-        for name in (name for name in needed if name.startswith("task")):
-            if found.count(name) != 1:
-                raise ValueError(f"the prompt has {{{name}}} {found.count(name)} times; expected once")
-        if unknown := sorted(set(found) - set(needed)):
-            raise ValueError(f"the prompt has the unknown fields {unknown}; mode {self.mode} has {sorted(needed)}")
-        return self
-
-    def fill(self, values: Mapping[str, str]) -> tuple[str, tuple[Span, ...]]:
+    def fill(self, values: Mapping[str, str], after: int = 0) -> tuple[tuple[Message, ...], tuple[Span, ...]]:
         """Put values in place of the fields.
 
         Returns
         -------
-        The text, and a span for every field whose name begins with `task`.
+        The messages, and a span for every field, numbered as they stand after `after` other messages.
         """
-        text, spans = "", []
-        for place, piece in enumerate(_FIELD.split(self.prompt)):
-            if place % 2 == 0:
-                text += piece
-                continue
-            start = len(text)
-            text += values[piece]
-            if piece.startswith("task"):
-                spans.append(Span(piece, 0, start, len(text)))
-        return text, tuple(spans)
-
-    @property
-    def points(self) -> tuple[ScalePoint, ...]:
-        """The answers of the scale, written out."""
-        if isinstance(self.options, NumberScale):
-            first, last = self.options.numbers
-            return tuple(ScalePoint(label=str(number), value=number) for number in range(first, last + 1))
-        return self.options or ()
+        messages, spans = [], []
+        for number, turn in enumerate(self.turns):
+            text = ""
+            for place, piece in enumerate(_FIELD.split(turn)):
+                if place % 2 and values[piece]:
+                    spans.append(Span(piece, after + number, len(text), len(text) + len(values[piece])))
+                text += values[piece] if place % 2 else piece
+            messages.append(Message("assistant" if number % 2 else "user", text))
+        return tuple(messages), tuple(spans)
 
     @property
     def scale(self) -> dict[str, float]:
-        """Value of each answer on the scale, by label."""
+        """Value of each answer, by label."""
         return {point.label: point.value for point in self.points}
 
-    def scale_options(self) -> tuple[Option, ...]:
-        """The scale as options to score. Numbers are told apart by what follows them."""
+    def _ends(self, label: str) -> tuple[str, ...]:
+        if self.terminators != NUMBERS:
+            return self.terminators
+        return _NUMBER_ENDS if _NUMBER.fullmatch(label) else ()
+
+    def options(self) -> tuple[Option, ...]:
+        """Answers to score. Numbers are told apart by what follows them."""
         # After a prefill an answer begins with a space; the bare label is tried too, since it costs nothing more.
         space = " " if self.prefill else ""
         return tuple(
             Option(
                 point.label,
                 (*surface_forms(point.label), *(space + form for form in point.forms)),
-                _NUMBER_ENDS if _NUMBER.fullmatch(point.label) else (),
+                self._ends(point.label),
             )
             for point in self.points
         )
@@ -130,44 +139,231 @@ def surface_forms(label: str) -> tuple[str, ...]:
     return f" {label}", label
 
 
-FIELDS_OF_MODE: Mapping[str, Sequence[str]] = {
-    "choice": ("task_a", "task_b", "label_a", "label_b"),
-    "rating": ("task",),
-}
-"""Fields of each mode's templates; those of tasks must each occur once."""
+class _Document(_Strict):
+    """A YAML file of wordings."""
+
+    mode: str
+    minimum_mass: float = Field(ge=0, le=1)
+    axes: dict[str, tuple[str, ...]] = Field(min_length=1)
+    pieces: dict[str, Any]
 
 
-def template(mode: str, name: str) -> Template:
-    """Return the template of a mode by name.
+class Wordings:
+    """All templates of one mode.
+
+    Parameters
+    ----------
+    document
+        The mode's YAML: `mode`, `minimum_mass`, `axes`, `pieces`.
+    where
+        What error messages call it.
 
     Raises
     ------
     TemplateError
-        There is none of that name.
+        The document lacks a key, has an unknown one, or an axis without levels.
     """
-    found = templates(mode)
-    if name not in found:
-        raise TemplateError(f"Mode {mode!r} has no template {name!r}; expected one of {sorted(found)}.")
-    return found[name]
+
+    def __init__(self, document: Mapping[str, Any], where: str) -> None:
+        try:
+            checked = _Document(**document)
+        except (ValidationError, TypeError) as error:
+            raise TemplateError(f"{where} is not a file of wordings: {error}") from error
+        shared = _read(resources.files("elicit") / "wordings" / "shared.yaml")
+        self.mode, self.minimum_mass = checked.mode, checked.minimum_mass
+        self.axes: Mapping[str, tuple[str, ...]] = {
+            **checked.axes,
+            **{name: tuple(levels) for name, levels in shared["axes"].items()},
+        }
+        self._pieces = shared["pieces"] | checked.pieces
+
+    @property
+    def first_axis(self) -> str:
+        """The axis whose level a template's name begins with."""
+        return next(iter(self.axes))
+
+    @property
+    def defaults(self) -> dict[str, str]:
+        """The first level of every axis."""
+        return {axis: levels[0] for axis, levels in self.axes.items()}
+
+    def __iter__(self):
+        """Names of the templates of the first axis, everything else at its default."""
+        return iter(self.axes[self.first_axis])
+
+    def name(self, levels: Mapping[str, str]) -> str:
+        """Name of the template with these levels."""
+        defaults = self.defaults
+        others = [f"{axis}={level}" for axis, level in levels.items() if axis != self.first_axis and level != defaults[axis]]
+        return ",".join([levels[self.first_axis], *others])
+
+    def levels(self, name: str) -> dict[str, str]:
+        """Levels that a name such as `would_rather,language=fr` stands for.
+
+        Raises
+        ------
+        TemplateError
+            An axis or a level is unknown.
+        """
+        levels = self.defaults
+        for part in filter(None, (part.strip() for part in name.split(","))):
+            axis, _, level = part.rpartition("=")
+            axis = axis.strip() or self.first_axis
+            if axis not in self.axes:
+                raise TemplateError(f"Mode {self.mode!r} has no axis {axis!r} ({name!r}); expected one of {list(self.axes)}.")
+            if level.strip() not in self.axes[axis]:
+                raise TemplateError(
+                    f"Mode {self.mode!r} has no {axis} {level.strip()!r} ({name!r}); expected one of {list(self.axes[axis])}."
+                )
+            levels[axis] = level.strip()
+        return levels
+
+    def template(self, name: str) -> Template:
+        """Return a template by name; see `levels`."""
+        levels = self.levels(name)
+        full = self.name(levels)
+        try:
+            return self._compose(levels, full)
+        except (TemplateError, ValidationError) as error:
+            raise TemplateError(f"Template {full!r} of mode {self.mode!r}: {error}") from error
+
+    def _compose(self, levels: Mapping[str, str], name: str) -> Template:
+        def text(piece: str) -> str:
+            return self._text(piece, levels, ())
+
+        rewrite = _rewriting(levels)
+        parts = {piece: rewrite(text(piece)) for piece in ("situation", "question", "answer")} | {"body": text("body")}
+        prompt = "\n\n".join(part for piece in self._pick("layout", levels) if (part := parts[piece]))
+        turns = prompt.split(f"{{{_REPLY}}}")
+        reply = text(_REPLY) if len(turns) > 1 else ""
+        _check_fields(prompt + reply, self._pick("fields", levels))
+        spoken = [each for turn in turns for each in (turn.strip("\n"), reply)][:-1]
+        options, terminators = self._pick("options", levels), self._pick("terminators", levels)
+        if not isinstance(options, Mapping):
+            options = [{**point, "label": self._filled(str(point["label"]), levels, ())} for point in options]
+        return Template(
+            self.mode,
+            dict(levels),
+            name,
+            tuple(spoken),
+            text("prefill"),
+            _Points(options=options).written_out(),  # pyright: ignore[reportArgumentType]
+            terminators if terminators == NUMBERS else tuple(terminators),
+            self.minimum_mass,
+        )
+
+    def _pick(self, piece: str, levels: Mapping[str, str]) -> Any:
+        """Follow a piece down its axes to what the levels pick."""
+        if piece not in self._pieces:
+            raise TemplateError(f"there is no piece {piece!r}; expected one of {sorted(self._pieces)}")
+        found = self._pieces[piece]
+        while isinstance(found, Mapping) and "by" in found:
+            axis = found["by"]
+            level = levels.get(axis, "else")
+            if level not in found and "else" not in found:
+                raise TemplateError(f"the piece {piece!r} has no {axis} {level!r}")
+            found = found.get(level, found.get("else"))
+        return found
+
+    def _text(self, piece: str, levels: Mapping[str, str], inside: tuple[str, ...]) -> str:
+        if piece in inside:
+            raise TemplateError(f"the pieces {[*inside, piece]} hold each other")
+        found = self._pick(piece, levels)
+        if not isinstance(found, str):
+            raise TemplateError(f"the piece {piece!r} is {found!r}; expected a text")
+        return self._filled(found, levels, (*inside, piece))
+
+    def _filled(self, text: str, levels: Mapping[str, str], inside: tuple[str, ...]) -> str:
+        """Put pieces in place of their names; fields and the end of a turn stay."""
+        kept = {*self._pick("fields", levels), _REPLY}
+        return _FIELD.sub(lambda m: m[0] if m[1] in kept else self._text(m[1], levels, inside), text)
+
+
+def _check_fields(prompt: str, fields: Sequence[str]) -> None:
+    found = _FIELD.findall(prompt)
+    for name in fields:
+        if found.count(name) != 1:
+            raise TemplateError(f"the prompt has {{{name}}} {found.count(name)} times; expected once")
+
+
+def _rewriting(levels: Mapping[str, str]) -> Callable[[str], str]:
+    def rewrite(text: str) -> str:
+        if not text:
+            return text
+        text = with_typos(text) if levels["typos"] == "some" else text
+        text = light_punctuation(text) if levels["punctuation"] == "light" else text
+        return in_tags(text) if levels["tags"] == "xml" else text
+
+    return rewrite
+
+
+def _read(path: Any) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise TemplateError(f"{path} is not YAML: {error}") from error
+
+
+def modes() -> list[str]:
+    """Names of the modes that have templates."""
+    files = (resources.files("elicit") / "wordings").iterdir()
+    return sorted(name for file in files if (name := Path(file.name).stem) != "shared")
 
 
 @cache
-def templates(mode: str) -> Mapping[str, Template]:
-    """Return all templates of a mode, by name.
+def templates(mode: str) -> Wordings:
+    """Return all templates of a mode.
 
     Raises
     ------
     TemplateError
-        The mode is unknown, or a template of it is not well formed.
+        The mode is unknown, or its wordings are not well formed.
     """
-    if mode not in FIELDS_OF_MODE:
-        raise TemplateError(f"There is no mode {mode!r}; expected one of {sorted(FIELDS_OF_MODE)}.")
-    document = yaml.safe_load((resources.files("elicit") / "wordings" / f"{mode}.yaml").read_text(encoding="utf-8"))
-    shared = {name: document[name] for name in ("mode", "minimum_mass")}
-    found = {}
-    for name, fields in document["templates"].items():
-        try:
-            found[name] = Template(name=name, **shared | fields)
-        except ValueError as error:
-            raise TemplateError(f"Template {name!r} of mode {mode!r}: {error}") from error
-    return found
+    if mode not in modes():
+        raise TemplateError(f"There is no mode {mode!r}; expected one of {modes()}.")
+    path = resources.files("elicit") / "wordings" / f"{mode}.yaml"
+    return Wordings(_read(path), str(path.name))
+
+
+def read_templates(path: str | Path) -> Wordings:
+    """Read wordings of your own from a YAML file."""
+    path = Path(path)
+    if not path.exists():
+        raise TemplateError(f"There is no file of wordings {path}.")
+    return Wordings(_read(path), str(path))
+
+
+@cache
+def template(mode: str, name: str) -> Template:
+    """Return the template of a mode by name, for instance `would_rather` or `would_rather,language=fr,labels=12`.
+
+    Raises
+    ------
+    TemplateError
+        The mode, an axis or a level is unknown, or the wording is not well formed.
+    """
+    return templates(mode).template(name)
+
+
+def check_templates(wordings: Wordings) -> int:
+    """Compose every template of a mode; returns how many there are.
+
+    Raises
+    ------
+    TemplateError
+        One is not well formed; the message names it.
+    """
+    count = 0
+    for levels in itertools.product(*wordings.axes.values()):
+        wordings.template(wordings.name(dict(zip(wordings.axes, levels, strict=True))))
+        count += 1
+    return count
+
+
+def template_names(mode: str, axes: Sequence[str]) -> list[str]:
+    """Names of all templates of a mode that differ on the given axes; the others stay at their defaults."""
+    wordings = templates(mode)
+    varied = {axis: wordings.axes[axis] for axis in axes}
+    return [
+        wordings.name(wordings.defaults | dict(zip(varied, levels, strict=True))) for levels in itertools.product(*varied.values())
+    ]

@@ -70,7 +70,7 @@ def run(settings: DemoSettings) -> Result:
     return publish(
         loop,
         experiment="demo",
-        question=choice.questions(loop.tasks, [(first, second)], wording=elicitation.wording, labels=elicitation.labels)[0],
+        question=choice.questions(loop.tasks, [(first, second)], wording=elicitation.wording)[0],
         findings=findings,
         figures=_figures(loop, sweep),
         extras=[
@@ -153,7 +153,7 @@ def _methods(loop: Loop, settings: DemoSettings) -> str:
     return (
         f"{len(loop.tasks)} tasks ({settings.per_origin} per origin, seed {settings.seed}) were compared in "
         f"{report['pairs_used']} pairs, each task with {elicitation.degree} others, every pair in both orders (template "
-        f"{elicitation.wording}, labels {elicitation.labels}), and rated on {len(elicitation.scales)} scales. Answers are "
+        f"{elicitation.wording}), and rated on {len(elicitation.scales)} scales. Answers are "
         "exact: the probability of every allowed answer was read, and answers with too little probability on the allowed ones "
         "were counted as off format and left out. Utilities minimise squared error on order-averaged log-odds; intervals are "
         f"percentiles of {elicitation.resamples} bootstrap resamples of pairs. Residual streams were read after each block. "

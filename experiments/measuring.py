@@ -29,8 +29,9 @@ class ElicitSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    wording: str = Field(default="would_rather", description="Template of the choices: would_rather, enjoy_more or pick_one.")
-    labels: str = Field(default="AB", description="What the two tasks are called: AB or 12.")
+    wording: str = Field(
+        default="would_rather", description="Template of the choices, such as enjoy_more or would_rather,labels=12,language=fr."
+    )
     degree: int = Field(default=8, ge=2, description="Number of other tasks that each task is compared with.")
     hold_out: float = Field(default=0.25, gt=0, lt=1, description="Share of pairs set aside to test the fit.")
     scales: tuple[str, ...] = Field(
@@ -81,7 +82,7 @@ def measure_preferences(model: LocalModel, tasks: Sequence[Task], settings: Elic
     """Ask for choices and self-reports (or find them in the run's log), and fit utilities."""
     seed = run.settings.seed
     pairs = regular_pairs([task.id for task in tasks], settings.degree, seed)
-    asked = choice.questions(tasks, pairs, wording=settings.wording, labels=settings.labels)
+    asked = choice.questions(tasks, pairs, wording=settings.wording)
     comparisons = choice.comparisons(asked, ask(asked, model, run.log, description="choices"))
     rated = [question for scale in settings.scales for question in rating.questions(tasks, scale=scale)]
     ratings = rating.ratings(rated, ask(rated, model, run.log, description="self-reports"))

@@ -52,7 +52,7 @@ def run(settings: SteerThenMeasureSettings) -> Result:
         loop,
         experiment="steer_then_measure",
         question=choice.questions(
-            loop.tasks, [(first, second)], wording=settings.elicit.wording, labels=settings.elicit.labels
+            loop.tasks, [(first, second)], wording=settings.elicit.wording
         )[0],
         findings=[
             position_finding(preferences.bias),

@@ -148,7 +148,7 @@ def _questions(
 ) -> list[Question]:
     if mode == "rating":
         return rating.questions(test, scale=settings.scale)
-    return choice.questions(test, pairs, wording=elicitation.wording, labels=elicitation.labels)
+    return choice.questions(test, pairs, wording=elicitation.wording)
 
 
 def _reference_norm(

@@ -1,55 +1,52 @@
-"""Self-report before doing: one task is shown and rated; the whole distribution over the scale is read."""
+"""Self-report before or after doing: one task is rated; the whole distribution over the scale is read."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from elicit.context import Context
 from elicit.tasks import Task
-from elicit.templates import template
+from elicit.templates import template, templates
 from store.labels import LABEL_COLUMNS
-from store.records import Answer, Message, Outcome, Question, Sampling
+from store.records import Answer, Outcome, Question
 
 
 def questions(
     tasks: Sequence[Task],
     *,
     scale: str,
-    system: str | None = None,
-    sampling: Sampling | None = None,
-    n_draws: int = 1,
+    completions: Mapping[str, str] | None = None,
+    context: Context = Context(),
 ) -> list[Question]:
     """One question per task (and draw) on a scale.
 
     Parameters
     ----------
     scale
-        Template of mode `rating`: `yes_somewhat_no`, `likert_5`, `stated_10`.
-    system
-        System prompt at measurement time (None: the template's default).
-    sampling
-        None reads the distribution exactly; otherwise `n_draws` texts are sampled a task.
+        Template of mode `rating`: `likert_5`, `fruits`, `stated_10,format=xml`.
+    completions
+        What was answered to each task, by task id: the tasks are then rated after doing.
+    context
+        System prompt, earlier messages, and how answers are read.
+
+    Raises
+    ------
+    KeyError
+        A task has no completion.
     """
-    chosen = template("rating", scale)
+    wordings = templates("rating")
+    chosen = wordings.template(wordings.name(wordings.levels(scale) | {"when": "before" if completions is None else "after"}))
     made = []
     for task in tasks:
-        text, spans = chosen.fill({"task": task.text})
-        for draw in range(n_draws if sampling else 1):
-            made.append(
-                Question(
-                    (Message("user", text),),
-                    spans,
-                    chosen.scale_options(),
-                    system=system,
-                    prefill=chosen.prefill,
-                    sampling=sampling,
-                    draw=draw,
-                    minimum_mass=chosen.minimum_mass,
-                    measures={"mode": "rating", "template": scale, "task": task.id},
-                )
-            )
+        values = {"task": task.text}
+        if completions is not None:
+            if task.id not in completions:
+                raise KeyError(f"Task {task.id!r} has no completion; tasks rated after doing need one each.")
+            values["completion"] = completions[task.id]
+        made += context.questions(chosen, values, {"task": task.id})
     return made
 
 

@@ -1,5 +1,8 @@
 """Reading sampled text: doubt is never turned into a choice."""
 
+import json
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +14,9 @@ from store import Option, Outcome
 
 LETTERS = tuple(Option(label, surface_forms(label)) for label in "AB")
 ONE_TWO = tuple(Option(label, surface_forms(label)) for label in "12")
-FIVE = template("rating", "likert_5").scale_options()
-TEN = template("rating", "stated_10").scale_options()
-YES = template("rating", "yes_somewhat_no").scale_options()
+FIVE = template("rating", "likert_5").options()
+TEN = template("rating", "stated_10").options()
+YES = template("rating", "yes_somewhat_no").options()
 CHOSE, OFF, REFUSED = Outcome.CHOSE, Outcome.OFF_FORMAT, Outcome.REFUSED
 
 
@@ -33,7 +36,7 @@ CHOSE, OFF, REFUSED = Outcome.CHOSE, Outcome.OFF_FORMAT, Outcome.REFUSED
         (LETTERS, "Option A. Option A is fun.", CHOSE, "A"),
         (LETTERS, "A poem would be nice.", OFF, None),
         (LETTERS, "A or B", OFF, None),
-        (LETTERS, "Task A is fine, but I prefer task B.", OFF, None),
+        (LETTERS, "Task A is fine, but I prefer task B.", CHOSE, "B"),
         (LETTERS, "Both sound lovely!", OFF, None),
         (LETTERS, "C", OFF, None),
         (LETTERS, "AB", OFF, None),
@@ -56,7 +59,7 @@ CHOSE, OFF, REFUSED = Outcome.CHOSE, Outcome.OFF_FORMAT, Outcome.REFUSED
         (FIVE, "-3", OFF, None),
         (FIVE, "2 or 3", OFF, None),
         (FIVE, "I'd give 850 points", OFF, None),
-        (FIVE, "cinq", OFF, None),
+        (FIVE, "cinq", CHOSE, "5"),
         (FIVE, "My rating is 3, since it is average.", CHOSE, "3"),
         (TEN, "10", CHOSE, "10"),
         (TEN, "1", CHOSE, "1"),
@@ -73,6 +76,34 @@ CHOSE, OFF, REFUSED = Outcome.CHOSE, Outcome.OFF_FORMAT, Outcome.REFUSED
 )
 def test_replies_are_read_as_a_careful_person_would(options, text, outcome, label):
     assert read_text(text, options, truncated=False) == (outcome, label)
+
+
+REPLIES = [json.loads(line) for line in (Path(__file__).parent / "replies.jsonl").read_text(encoding="utf-8").splitlines()]
+BAIL = (Option("🔄", ("🔄",)), Option("🟢", ("🟢",)))
+CHOICES = {"choice_AB": "would_rather", "choice_12": "would_rather,labels=12", "choice_ordinal": "would_rather,labels=ordinal"}
+CHOICES |= {"choice_xml": "would_rather,format=xml", "choice_tool": "would_rather,format=tool"}
+
+
+def options_of(format: str) -> tuple[Option, ...]:
+    if format == "bail_tag":
+        return BAIL
+    if format in CHOICES:
+        return template("choice", CHOICES[format]).options()
+    return template("rating", "bipolar_5" if format == "bipolar" else format).options()
+
+
+@pytest.mark.parametrize("format", sorted({row["format"] for row in REPLIES}))
+def test_hand_written_replies_are_never_misread_and_seldom_left_open(format):
+    rows = [row for row in REPLIES if row["format"] == format]
+    left_open = 0
+    for row in rows:
+        outcome, label = read_text(row["reply"], options_of(format), truncated=row["truncated"])
+        if (outcome.value, label) == (row["outcome"], row["choice"]):
+            continue
+        assert label is None, f"{row['reply']!r} was read as {label}; expected {row['outcome']} {row['choice']}"
+        assert row["outcome"] == "chose", f"{row['reply']!r} was read as {outcome}; expected {row['outcome']}"
+        left_open += 1
+    assert left_open <= 0.1 * len(rows)
 
 
 def test_an_unreadable_text_that_was_cut_off_is_truncated():

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from elicit import ask, ask_views, builtin_tasks, choice
+from elicit import Context, ask, ask_views, builtin_tasks, choice
 from interp import Intervention, random_directions
 from store import Answer, MeasurementLog, Outcome, Sampling
 from tests.conftest import tiny
@@ -114,7 +114,7 @@ def test_sampled_choices_of_the_embedded_model_follow_its_exact_probabilities(em
     pair = [(tasks[0].id, tasks[1].id)]
     exact = choice.questions(tasks, pair)[:1]
     (probability,) = choice.comparisons(exact, ask(exact, embedded))["p_first"]
-    sampled = choice.questions(tasks, pair, sampling=Sampling(max_new_tokens=2, seed=1), n_draws=60)[:60]
+    sampled = choice.questions(tasks, pair, context=Context(sampling=Sampling(max_new_tokens=2, seed=1), n_draws=60))[:60]
     table = choice.comparisons(sampled, ask(sampled, embedded))
     chosen = table.loc[table["outcome"] == "chose", "p_first"]
     assert len(chosen) >= 50

@@ -37,8 +37,8 @@ def simulate(utilities, pairs, *, position=0.0, spread=0.0, noise=0.0, seed=0) -
         bias, error = position + spread * random.normal(), noise * random.normal()
         for first, second, sign in ((a, b, 1), (b, a, -1)):
             logit = utilities[first] - utilities[second] + bias + sign * error
-            rows.append((first, second, "w", "AB", 0, "chose", 1.0, logit, special.expit(logit)))
-    columns = ["first", "second", "template", "labels", "draw", "outcome", "mass", "logit", "p_first"]
+            rows.append((first, second, "w", 0, "chose", 1.0, logit, special.expit(logit)))
+    columns = ["first", "second", "template", "draw", "outcome", "mass", "logit", "p_first"]
     return pd.DataFrame(rows, columns=columns)
 
 
