@@ -14,17 +14,17 @@ from store.records import Option, Outcome
 
 _REFUSAL = re.compile(
     r"\bI(?:'m| am) (?:sorry|unable|not able|not going to)|(?<!what )\bI (?:can(?:no|')t|will not|won't|must decline|refuse|decline)\b"
-    r"|\bI(?:'d| would) rather not\b|\bas an? (?:AI|language model)\b|\bI(?:'ll| will)? have to pass\b"
+    r"|\bI(?:'d| would) (?:rather|prefer) not\b|\bgoing to pass on\b|\bas an? (?:AI|language model)\b|\bI(?:'ll| will)? have to pass\b"
     r"|\bI (?:don't|do not) (?:have|experience|hold) [^.,;]*(?:preferences?|feelings?|states|opinions?)\b"
     r"|\bje (?:ne (?:peux|veux|souhaite) pas|suis désolée?|préfère (?:ne pas|m'abstenir))|\ben tant qu'IA\b"
     r"|\blo siento\b|\bno puedo\b|\bcomo IA\b|\bnão posso\b|\bnon posso\b|\bmi dispiace\b"
-    r"|\bich (?:kann|möchte|will)\b[^.,;]* nicht\b|\bes tut mir leid\b|抱歉|无法|不能",
+    r"|\bje préfère n(?:e|'en)\b|\bkann ich (?:\w+ )?nicht\b|\bich (?:kann|möchte|will)\b[^.,;]* nicht\b|\bes tut mir leid\b|抱歉|无法|不能",
     re.IGNORECASE,
 )
 # "on a scale of 1 to 5", "from 1 to 5", "between 1 and 5", "(1-10)", "4 out of 5", "4/5": numbers that are not the answer.
 _SCALE = re.compile(
     r"\b(?:scale|from|between|range)\b[^.\n]{0,20}?-?\d+\s*(?:to|and|through|-|\u2013)\s*-?\d+|\(\s*-?\d+\s*[-\u2013]\s*\d+\s*\)"
-    r"|(?<=\d)\s*(?:out of|/)\s*\d+",
+    r"|(?<=\d)\s*(?:out of|/|sur|sobre|von)\s*\d+",
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL | re.IGNORECASE)
@@ -36,7 +36,7 @@ _FILLERS = frozenset(
     "a about actually an answer at choice clearly definitely der die du einfach el for honest honestly i'd i'll it it's its l'attività "
     "la le lieber maybe mine my number of one option perhaps please pick probably rating rather roughly say sans hésiter "
     "solid task tarea the to tâche un una une would um uh well wholly ok okay sure aufgabe erste go with choose is i that do "
-    "be very really just thing think for me".split()
+    "be very really just thing think for me percentile percent place".split()
 )
 _CORRECTION = re.compile(
     r"\b(?:actually|wait|no|rather|instead|on second thoughts?|final(?:ly)?|on balance|on reflection|in the end|overall|in fact"
@@ -46,9 +46,9 @@ _CORRECTION = re.compile(
 # What introduces an answer, in the languages of the templates and some others.
 _CUE = (
     r"\b(?:so|therefore|hence|in fact|donc|also|así que|final(?: answer)?|this is|number|answer|choice|rating|verdict|result"
-    r"|prefer(?:s|red)?|pick|choose|choosing|select|take|rate|go(?:ing)? (?:with|for)|opt(?:ing)? for|say|give(?: me)?"
+    r"|prefer(?:s|red)?|pick|choose|choosing|select|take|rate|go(?:ing)? (?:with|for)|picking|(?:settle|land) on|round(?:ing)? (?:up|down) to|opt(?:ing)? for|say|give(?: me)?"
     r"|make (?:that|it)|puts? (?:me|it|this|that)|place (?:it|this|that)|rather do|like to do|actually(?: no)?|wait"
-    r"|i'?d be|i would be|i'?d feel|je (?:pr[ée]f[ée]r\w+|choisis|prends|prendrais|dirais)(?: faire)?|elijo|escojo"
+    r"|i'?d be|i would be|i'?d feel|je (?:pr[ée]f[ée]r\w+|choisis|choisirais|prends|prendrais|dirais)(?: faire)?|elijo|escojo"
     r"|prefiero|prefer[ií]r[ií]a(?: hacer)?|dir[ií]a|w[äa]hle|nehme|w[üu]rde (?:lieber|sagen)|vorrei(?: fare)?|scelgo|preferirei)\b"
     r"|选择?|选|更想做|更喜欢"
 )
@@ -70,6 +70,9 @@ _NUMBER_WORDS = (
 _FIRST = "first 1st première premier primera primero erste ersten former".split()
 _SECOND = "second 2nd deuxième seconde second segunda segundo zweite zweiten latter".split()
 _YES_NO = {"yes": "oui sí si ja sim yeah yep".split(), "no": "non nein não nope".split()}
+
+_VALUE_OF_WORD = {word: value for words in _NUMBER_WORDS for value, word in enumerate(words.split())}
+_MINUS = re.compile(rf"\b(?:minus|negative|moins|menos)\s+(\d+|{'|'.join(_VALUE_OF_WORD)})\b", re.IGNORECASE)
 
 
 def read_text(text: str, options: Sequence[Option], *, truncated: bool) -> tuple[Outcome, str | None]:
@@ -100,11 +103,12 @@ def read_text(text: str, options: Sequence[Option], *, truncated: bool) -> tuple
         return Outcome.REFUSED, None
     if concluded is not None and not concluded.settled:
         return unfinished, None
-    if concluded is not None and (first is None or first == concluded.label or _CORRECTION.search(plain[: concluded.start])):
-        return Outcome.CHOSE, concluded.label
+    if concluded is not None:
+        # Where the first clause answers, a later conclusion counts only if something takes the first one back.
+        opening = len(_clauses(plain)[0][0]) if first else 0
+        taken_back = first in (None, concluded.label) or _CORRECTION.search(plain[opening : concluded.start])
+        return Outcome.CHOSE, concluded.label if taken_back else first
     candidates = {label for label in (first, last) if label}
-    if concluded is not None:  # the first clause answers; what was concluded later has no word that takes it back
-        return Outcome.CHOSE, first
     if len(candidates) == 1:
         return Outcome.CHOSE, candidates.pop()
     if len(candidates) == 2 and last and _CORRECTION.search(plain):
@@ -185,7 +189,7 @@ def _clean(text: str) -> str:
         text = text.replace(old, new)
     text = _SPECIAL_TOKEN.sub(" ", _PROGRAM.sub(" ", _THOUGHT.sub(" ", text)))
     text = re.sub(r"(?<=[\u3040-\u9fff])(?=[A-Za-z0-9])|[\ufe0f\u20e3#]", " ", text)
-    return re.sub(r"\b(?:minus|negative)\s+(?=\d)", "-", re.sub(r"\bminus two\b", "-2", text)).strip()
+    return _MINUS.sub(lambda match: f"-{_VALUE_OF_WORD.get(match[1].casefold(), match[1])}", text).strip()
 
 
 def _tagged(text: str, names: _Names) -> _Found | None:
@@ -197,6 +201,7 @@ def _tagged(text: str, names: _Names) -> _Found | None:
         rf"^{form}</\w+>",
         rf"{key}{form}(?=[,}}]|$)",
         rf"\b\w+\((?:\w+\s*=)?{form}\)",
+        rf"\[x\]{form}",
     )
     flags = re.IGNORECASE
     found = [
@@ -237,11 +242,9 @@ def _first_clause(text: str, names: _Names) -> str | None:
     if not clauses or clauses[0][1] in ("?", ":"):  # a colon: the task is repeated
         return None
     label = names.in_clause(clauses[0][0])
-    if label and len(clauses) > 1:
-        second = names.exactly(clauses[1][0])
-        if second and second != label:
-            return None
-    return label
+    others = {names.exactly(clause) for clause, _ in clauses[1:]} - {None, label}
+    listed = names.exactly(clauses[0][0]) and clauses[0][1] == "," and others
+    return None if listed else label
 
 
 def _last_clause(text: str, names: _Names, truncated: bool) -> str | None:

@@ -13,8 +13,7 @@ import pandas as pd
 
 from store.records import Message, Question, Span
 
-_BUILTIN = "builtin_tasks.jsonl"
-_FIELDS = ("id", "text", "origin", "topic")
+_FIELDS = ("id", "text", "messages", "origin", "topic")
 
 
 class TaskError(ValueError):
@@ -30,9 +29,12 @@ class Task:
     id
         What everything else is joined by.
     text
-        What a user would send. It is data: nothing inside it can change the prompts that it is put in.
+        What a user would send; of a conversation, its transcript. It is data: nothing inside it can change the prompts that
+        it is put in.
     origin, topic
         Where it comes from (`math`, `creative`, a data set's name) and what it is about.
+    messages
+        Of a conversation: its turns, the user's first and last. Empty for a single request.
     meta
         Anything else that came with it.
     """
@@ -41,17 +43,37 @@ class Task:
     text: str
     origin: str = "own"
     topic: str = ""
+    messages: tuple[Message, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 def builtin_tasks() -> list[Task]:
     """The tasks written for penchant: 42 each of math, instruction, chat, creative, harmful and dilemma."""
-    with resources.as_file(resources.files("elicit") / _BUILTIN) as path:
+    return _shipped("builtin_tasks.jsonl")
+
+
+def builtin_conversations() -> list[Task]:
+    """Conversations of several turns written for penchant, for questions such as bail.
+
+    Origins: abuse, pressure, distressing, tedious, manipulation, and pleasant and neutral ones that nobody should leave.
+    """
+    return _shipped("builtin_conversations.jsonl")
+
+
+def calibration_tasks() -> list[Task]:
+    """Requests that nobody should refuse or leave, for false-positive rates."""
+    return _shipped("calibration_tasks.jsonl")
+
+
+def _shipped(name: str) -> list[Task]:
+    with resources.as_file(resources.files("elicit") / name) as path:
         return load_tasks(path)
 
 
 def load_tasks(path: str | Path) -> list[Task]:
     """Read tasks from a JSONL, CSV or Parquet file with columns `id`, `text` and, if known, `origin` and `topic`.
+
+    A conversation has `messages` in place of `text`: a list of `{"role": "user" or "assistant", "content": ...}`.
 
     Raises
     ------
@@ -71,7 +93,9 @@ def load_tasks(path: str | Path) -> list[Task]:
             continue
         seen[row["id"]] = line
         meta = {name: value for name, value in row.items() if name not in _FIELDS}
-        tasks.append(Task(row["id"], row["text"], row.get("origin") or "own", row.get("topic") or "", meta))
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in _turns(row))
+        text = transcript(messages) if messages else row["text"]
+        tasks.append(Task(row["id"], text, row.get("origin") or "own", row.get("topic") or "", messages, meta))
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
@@ -107,9 +131,18 @@ def sample_tasks(tasks: Sequence[Task], per_origin: int, seed: int = 0, origins:
 
 
 def task_question(task: Task, system: str | None = None) -> Question:
-    """Return the task as a user would send it, with nothing asked about it: the prompt that activations are read from."""
-    span = Span("task", 0, 0, len(task.text))
-    return Question((Message("user", task.text),), (span,), system=system, measures={"mode": "task", "task": task.id})
+    """Return the task as a user would send it, with nothing asked about it: the prompt that activations are read from.
+
+    Of a conversation, the span `task` is what the user said last.
+    """
+    messages = task.messages or (Message("user", task.text),)
+    span = Span("task", len(messages) - 1, 0, len(messages[-1].content))
+    return Question(messages, (span,), system=system, measures={"mode": "task", "task": task.id})
+
+
+def transcript(messages: Sequence[Message]) -> str:
+    """A conversation as plain text."""
+    return "\n\n".join(f"{message.role.capitalize()}: {message.content}" for message in messages)
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -142,11 +175,26 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _problem(row: Mapping[str, Any], seen: Mapping[str, int]) -> str | None:
     if "_problem" in row:
         return row["_problem"]
-    for name in ("id", "text"):
+    for name in ("id",) if _turns(row) else ("id", "text"):
         if not isinstance(row.get(name), str):
             return f"{name} is {row.get(name)!r}; expected a string"
         if not row[name].strip():
             return f"{name} is empty"
     if row["id"] in seen:
         return f"id {row['id']!r} was used on line {seen[row['id']]} already"
-    return None
+    return _problem_of_turns(_turns(row))
+
+
+def _turns(row: Mapping[str, Any]) -> list[Any]:
+    turns = row.get("messages")
+    return [] if turns is None else list(turns) if isinstance(turns, list | tuple | np.ndarray) else [turns]
+
+
+def _problem_of_turns(turns: Sequence[Any]) -> str | None:
+    for number, turn in enumerate(turns, start=1):
+        expected = "user" if number % 2 else "assistant"
+        if not isinstance(turn, Mapping) or turn.get("role") != expected:
+            return f"message {number} is {str(turn)[:60]}; expected one with role {expected!r}"
+        if not isinstance(turn.get("content"), str) or not turn["content"].strip():
+            return f"message {number} has the content {turn.get('content')!r}; expected a text"
+    return "the last message is the assistant's; expected the user's" if turns and not len(turns) % 2 else None

@@ -72,6 +72,8 @@ class Template:
         Which mode it belongs to, and its level on every axis.
     name
         The level of the first axis, and what differs from the defaults: `would_rather,language=fr`.
+    fields
+        Names of what is put in.
     turns
         Texts with fields such as `{task_a}`: what the user says, and between that what the assistant is made to say.
     prefill
@@ -87,6 +89,7 @@ class Template:
     mode: str
     levels: Mapping[str, str]
     name: str
+    fields: tuple[str, ...]
     turns: tuple[str, ...]
     prefill: str
     points: tuple[ScalePoint, ...]
@@ -236,7 +239,8 @@ class Wordings:
         prompt = "\n\n".join(part for piece in self._pick("layout", levels) if (part := parts[piece]))
         turns = prompt.split(f"{{{_REPLY}}}")
         reply = text(_REPLY) if len(turns) > 1 else ""
-        _check_fields(prompt + reply, self._pick("fields", levels))
+        fields = tuple(self._pick("fields", levels))
+        _check_fields(prompt + reply, fields)
         spoken = [each for turn in turns for each in (turn.strip("\n"), reply)][:-1]
         options, terminators = self._pick("options", levels), self._pick("terminators", levels)
         if not isinstance(options, Mapping):
@@ -245,6 +249,7 @@ class Wordings:
             self.mode,
             dict(levels),
             name,
+            fields,
             tuple(spoken),
             text("prefill"),
             _Points(options=options).written_out(),  # pyright: ignore[reportArgumentType]
