@@ -2,12 +2,24 @@
 
 from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
-from elicit.modes import choice, rating
+from elicit.follow_up import follow_up, reasoned
+from elicit.modes import bail, choice, choice_after, completion, completion_choice, judge, opt_out, ranking, rating, refusal
 from elicit.pairs import order_averages
+from elicit.rates import clustered_rate, rate
 from elicit.reliability import agreement, hold_out_accuracy, position_bias
 from elicit.respondent import Respondent
 from elicit.runner import ask, ask_views
-from elicit.tasks import Task, TaskError, builtin_tasks, load_tasks, sample_tasks, task_question
+from elicit.tasks import (
+    Task,
+    TaskError,
+    builtin_conversations,
+    builtin_tasks,
+    calibration_tasks,
+    load_tasks,
+    null_tasks,
+    sample_tasks,
+    task_question,
+)
 from elicit.templates import template, templates
 from elicit.utilities import Utilities, fit_bradley_terry, fit_least_squares
 
@@ -21,17 +33,32 @@ __all__ = [
     "all_pairs",
     "ask",
     "ask_views",
+    "bail",
+    "builtin_conversations",
     "builtin_tasks",
+    "calibration_tasks",
     "choice",
+    "choice_after",
+    "clustered_rate",
+    "completion",
+    "completion_choice",
     "disjoint_pairs",
     "fit_bradley_terry",
     "fit_least_squares",
+    "follow_up",
     "hold_out",
     "hold_out_accuracy",
+    "judge",
     "load_tasks",
+    "null_tasks",
+    "opt_out",
     "order_averages",
     "position_bias",
+    "ranking",
+    "rate",
     "rating",
+    "reasoned",
+    "refusal",
     "regular_pairs",
     "sample_tasks",
     "task_question",

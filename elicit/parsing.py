@@ -9,70 +9,49 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+import yaml
 
 from store.records import Option, Outcome
 
-_REFUSAL = re.compile(
-    r"\bI(?:'m| am) (?:sorry|unable|not able|not going to)|(?<!what )\bI (?:can(?:no|')t|will not|won't|must decline|refuse|decline)\b"
-    r"|\bI(?:'d| would) (?:rather|prefer) not\b|\bgoing to pass on\b|\bas an? (?:AI|language model)\b|\bI(?:'ll| will)? have to pass\b"
-    r"|\bI (?:don't|do not) (?:have|experience|hold) [^.,;]*(?:preferences?|feelings?|states|opinions?)\b"
-    r"|\bje (?:ne (?:peux|veux|souhaite) pas|suis désolée?|préfère (?:ne pas|m'abstenir))|\ben tant qu'IA\b"
-    r"|\blo siento\b|\bno puedo\b|\bcomo IA\b|\bnão posso\b|\bnon posso\b|\bmi dispiace\b"
-    r"|\bje préfère n(?:e|'en)\b|\bkann ich (?:\w+ )?nicht\b|\bich (?:kann|möchte|will)\b[^.,;]* nicht\b|\bes tut mir leid\b|抱歉|无法|不能",
-    re.IGNORECASE,
-)
+_PHRASES: Mapping[str, Any] = yaml.safe_load((resources.files("elicit") / "phrases.yaml").read_text(encoding="utf-8"))
+
+
+def _words(name: str) -> list[str]:
+    """A list of words; an underscore stands for the space in a group of them."""
+    return [word.replace("_", " ") for word in _PHRASES[name].split()]
+
+
+def _any(alternatives: Iterable[str]) -> str:
+    return "|".join(alternatives)
+
+
+_REFUSAL = re.compile(_any(_PHRASES["refusals"]), re.IGNORECASE)
+_DESPITE = re.compile(_any(_PHRASES["despite"]), re.IGNORECASE)
+_CUE = _any(_PHRASES["cues"])
+_BETWEEN = rf"(?:\s*(?:\b(?:{_any(_words('between'))}|(?-i:a))\b|\bl'|任务|[:=\"'(\[,]))*\s*"
+_CORRECTION = re.compile(rf"\b(?:{_any(_words('corrections'))})\b", re.IGNORECASE)
+_UNREAL = re.compile(rf"(?:{_any(_words('unreal'))})\s+(?:\w+\s+){{0,2}}$", re.IGNORECASE)
+_NEGATED = re.compile(rf"(?:{_any(_words('negations'))})\s+(?:\w+\s+){{0,3}}$", re.IGNORECASE)
+_FILLERS = frozenset(_words("fillers"))
+_VALUE_OF_WORD = {word: value for words in _PHRASES["numbers"] for value, word in enumerate(words.split())}
+_MINUS = re.compile(rf"\b(?:minus|negative|moins|menos)\s+(\d+|{_any(_VALUE_OF_WORD)})\b", re.IGNORECASE)
 # "on a scale of 1 to 5", "from 1 to 5", "between 1 and 5", "(1-10)", "4 out of 5", "4/5": numbers that are not the answer.
 _SCALE = re.compile(
-    r"\b(?:scale|from|between|range)\b[^.\n]{0,20}?-?\d+\s*(?:to|and|through|-|\u2013)\s*-?\d+|\(\s*-?\d+\s*[-\u2013]\s*\d+\s*\)"
-    r"|(?<=\d)\s*(?:out of|/|sur|sobre|von)\s*\d+",
+    r"\b(?:scale|from|between|range)\b[^.\n]{0,20}?-?\d+\s*(?:to|and|through|-|\u2013)\s*-?\d+"
+    r"|\(\s*-?\d+\s*[-\u2013]\s*\d+\s*\)|(?<=\d)\s*(?:out of|/|sur|sobre|von)\s*\d+",
     re.IGNORECASE,
 )
 _THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL | re.IGNORECASE)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?tool_call>|```\w*")
 _PROGRAM = re.compile(r"```(?!json|xml)\w+\n.*?(?:```|$)", re.DOTALL)
 _LIST = re.compile(r"^[ \t]*\d+[.)][ \t]+(?=\S)", re.MULTILINE)
-_CLAUSE_END = re.compile(r"\.{2,}|[.!?](?=\s|$)|[,;:\n\u2014]|\s-\s|\bbecause\b|\bsince\b|\bcar\b|\bweil\b|\bporque\b", re.IGNORECASE)
-_FILLERS = frozenset(
-    "a about actually an answer at choice clearly definitely der die du einfach el for honest honestly i'd i'll it it's its l'attività "
-    "la le lieber maybe mine my number of one option perhaps please pick probably rating rather roughly say sans hésiter "
-    "solid task tarea the to tâche un una une would um uh well wholly ok okay sure aufgabe erste go with choose is i that do "
-    "be very really just thing think for me percentile percent place".split()
+_CLAUSE_END = re.compile(
+    r"\.{2,}|[.!?](?=\s|$)|[,;:\n\u2014]|\s-\s|\bbecause\b|\bsince\b|\bcar\b|\bweil\b|\bporque\b", re.IGNORECASE
 )
-_CORRECTION = re.compile(
-    r"\b(?:actually|wait|no|rather|instead|on second thoughts?|final(?:ly)?|on balance|on reflection|in the end|overall|in fact"
-    r"|change|correction|so|therefore|hence|but|my answer)\b",
-    re.IGNORECASE,
-)
-# What introduces an answer, in the languages of the templates and some others.
-_CUE = (
-    r"\b(?:so|therefore|hence|in fact|donc|also|así que|final(?: answer)?|this is|number|answer|choice|rating|verdict|result"
-    r"|prefer(?:s|red)?|pick|choose|choosing|select|take|rate|go(?:ing)? (?:with|for)|picking|(?:settle|land) on|round(?:ing)? (?:up|down) to|opt(?:ing)? for|say|give(?: me)?"
-    r"|make (?:that|it)|puts? (?:me|it|this|that)|place (?:it|this|that)|rather do|like to do|actually(?: no)?|wait"
-    r"|i'?d be|i would be|i'?d feel|je (?:pr[ée]f[ée]r\w+|choisis|choisirais|prends|prendrais|dirais)(?: faire)?|elijo|escojo"
-    r"|prefiero|prefer[ií]r[ií]a(?: hacer)?|dir[ií]a|w[äa]hle|nehme|w[üu]rde (?:lieber|sagen)|vorrei(?: fare)?|scelgo|preferirei)\b"
-    r"|选择?|选|更想做|更喜欢"
-)
-_BETWEEN = (
-    r"(?:\s*(?:\b(?:is|are|would be|be|it'?s|it is|that|to do|doing|the|to|at|(?-i:a)|an|do|as|with|for|number|task|option|label|answer"
-    r"|la|le|el|die|der|das|l'|una?|tâche|tarea|aufgabe|attività|faire|hacer|fare|machen|this|it|definitely|probably|about|around)\b"
-    r"|l'|任务|[:=\"'(\[,]))*\s*"
-)
-_NEGATED = re.compile(r"(?:\bnot|n't|\bnever|\bneither|\bnor|\bni|\bpas|\bnicht|\bno)\s+(?:\w+\s+){0,3}$", re.IGNORECASE)
-_UNREAL = re.compile(r"\b(?:was going to|were going to|would have|might have|could have|'d have|if i|could)\s+(?:\w+\s+){0,2}$", re.IGNORECASE)
-_DESPITE = re.compile(r"\bbut if I (?:had|have) to\b|\bif pressed\b|\bif forced\b", re.IGNORECASE)
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen",
-    "zéro un deux trois quatre cinq six sept huit neuf dix",
-    "cero uno dos tres cuatro cinco seis siete ocho nueve diez",
-    "null eins zwei drei vier fünf sechs sieben acht neun zehn",
-)
-_FIRST = "first 1st première premier primera primero erste ersten former".split()
-_SECOND = "second 2nd deuxième seconde second segunda segundo zweite zweiten latter".split()
-_YES_NO = {"yes": "oui sí si ja sim yeah yep".split(), "no": "non nein não nope".split()}
-
-_VALUE_OF_WORD = {word: value for words in _NUMBER_WORDS for value, word in enumerate(words.split())}
-_MINUS = re.compile(rf"\b(?:minus|negative|moins|menos)\s+(\d+|{'|'.join(_VALUE_OF_WORD)})\b", re.IGNORECASE)
+_QUOTES = str.maketrans("\u2018\u2019\u201c\u201d\u2212\u00ab\u00bb", '\'\'""-""')
 
 
 def read_text(text: str, options: Sequence[Option], *, truncated: bool) -> tuple[Outcome, str | None]:
@@ -141,17 +120,19 @@ class _Names:
         for number, spelled in _number_words():
             if str(number) in labels:
                 loose.setdefault(spelled, str(number))
-                if spelled not in ("one", "un", "uno", "six"):
+                if spelled not in _words("number_homonyms"):
                     strict.setdefault(spelled, str(number))
-        ordinal = {form: label for label, forms in zip(labels, (_FIRST, _SECOND), strict=False) for form in forms}
-        if len(labels) == 2 and not any(label.casefold() in loose for label in ("good", "bad")):
+        ordinal = {form: label for label, order in zip(labels, ("first", "second"), strict=False) for form in _words(order)}
+        if {label.casefold() for label in labels} in ({"a", "b"}, {"1", "2"}, set(_words("first")[:1] + _words("second")[:1])):
             strict |= {form: label for form, label in ordinal.items() if form not in strict}
             loose |= {form: label for form, label in ordinal.items() if form not in loose}
-        for label, forms in _YES_NO.items():
+        for label in ("yes", "no"):
             if label in labels:
-                loose |= dict.fromkeys(forms, label)
-        alternatives = "|".join((r"(?<!\ba )" if form in ("second", "seconde") else "") + re.escape(form) for form in sorted(strict, key=len, reverse=True))
-        return cls(strict, loose, rf"(?<![\w.±-])[+]?(?P<form>{alternatives})(?:(?<=\d)(?:st|nd|rd|th))?(?![\w-]|\.\d|\s*(?:or|oder|ou|o)\s)")
+                loose |= dict.fromkeys(_words(label), label)
+        forms = sorted(map(re.escape, strict), key=len, reverse=True)
+        alternatives = _any(rf"(?<!\ba ){form}" if form in ("second", "seconde") else form for form in forms)
+        form = rf"(?<![\w.±-])[+]?(?P<form>{alternatives})"
+        return cls(strict, loose, rf"{form}(?:(?<=\d)(?:st|nd|rd|th))?(?![\w-]|\.\d|\s*(?:or|oder|ou|o)\s)")
 
     def exactly(self, text: str) -> str | None:
         """The option that a text names, if it says nothing else."""
@@ -174,19 +155,17 @@ class _Names:
 
 
 def _number_words() -> Iterable[tuple[int, str]]:
-    for words in _NUMBER_WORDS:
+    for words in _PHRASES["numbers"]:
         yield from enumerate(words.split())
-    for ten, word in enumerate(_TENS, start=2):
+    for ten, word in enumerate(_words("tens"), start=2):
         yield ten * 10, word
-        for unit, small in enumerate(_NUMBER_WORDS[0].split()[1:10], start=1):
+        for unit, small in enumerate(_PHRASES["numbers"][0].split()[1:10], start=1):
             yield ten * 10 + unit, f"{word}-{small}"
 
 
 def _clean(text: str) -> str:
     """The words that count as the reply, with one spelling of quotes, digits and minus signs."""
-    text = unicodedata.normalize("NFKC", text)
-    for old, new in (("\u2018", "'"), ("\u2019", "'"), ("\u201c", '"'), ("\u201d", '"'), ("\u2212", "-"), ("«", '"'), ("»", '"')):
-        text = text.replace(old, new)
+    text = unicodedata.normalize("NFKC", text).translate(_QUOTES)
     text = _SPECIAL_TOKEN.sub(" ", _PROGRAM.sub(" ", _THOUGHT.sub(" ", text)))
     text = re.sub(r"(?<=[\u3040-\u9fff])(?=[A-Za-z0-9])|[\ufe0f\u20e3#]", " ", text)
     return _MINUS.sub(lambda match: f"-{_VALUE_OF_WORD.get(match[1].casefold(), match[1])}", text).strip()

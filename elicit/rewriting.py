@@ -3,7 +3,7 @@
 import re
 
 _WORDS_PER_TYPO = 4
-_SWAPPABLE = re.compile(r"(?<![\w{<\"«/'’])[^\W\d_]{5,}(?![\w}>\"»'’])")
+_SWAPPABLE = re.compile(r"(?<![\w{<\"«/'\u2019])[^\W\d_]{5,}(?![\w}>\"»'\u2019])")
 _FINAL_STOPS = re.compile(r"[ \u00a0]?[.?!:;]+(?=\s|$)|[¿¡]", re.MULTILINE)
 
 

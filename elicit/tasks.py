@@ -65,6 +65,11 @@ def calibration_tasks() -> list[Task]:
     return _shipped("calibration_tasks.jsonl")
 
 
+def null_tasks() -> list[Task]:
+    """Ways of being let off, for opt-out."""
+    return _shipped("null_tasks.jsonl")
+
+
 def _shipped(name: str) -> list[Task]:
     with resources.as_file(resources.files("elicit") / name) as path:
         return load_tasks(path)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from elicit.rewriting import light_punctuation, in_tags, with_typos
+from elicit.rewriting import in_tags, light_punctuation, with_typos
 from store.records import END_OF_TURN, Message, Option, Span
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -244,7 +244,14 @@ class Wordings:
         spoken = [each for turn in turns for each in (turn.strip("\n"), reply)][:-1]
         options, terminators = self._pick("options", levels), self._pick("terminators", levels)
         if not isinstance(options, Mapping):
-            options = [{**point, "label": self._filled(str(point["label"]), levels, ())} for point in options]
+            options = [
+                {
+                    **point,
+                    "label": self._filled(str(point["label"]), levels, ()),
+                    "forms": [self._filled(form, levels, ()) for form in point.get("forms", ())],
+                }
+                for point in options
+            ]
         return Template(
             self.mode,
             dict(levels),
@@ -370,5 +377,6 @@ def template_names(mode: str, axes: Sequence[str]) -> list[str]:
     wordings = templates(mode)
     varied = {axis: wordings.axes[axis] for axis in axes}
     return [
-        wordings.name(wordings.defaults | dict(zip(varied, levels, strict=True))) for levels in itertools.product(*varied.values())
+        wordings.name(wordings.defaults | dict(zip(varied, levels, strict=True)))
+        for levels in itertools.product(*varied.values())
     ]

@@ -51,9 +51,7 @@ def run(settings: SteerThenMeasureSettings) -> Result:
     return publish(
         loop,
         experiment="steer_then_measure",
-        question=choice.questions(
-            loop.tasks, [(first, second)], wording=settings.elicit.wording
-        )[0],
+        question=choice.questions(loop.tasks, [(first, second)], wording=settings.elicit.wording)[0],
         findings=[
             position_finding(preferences.bias),
             hold_out_finding(preferences.held_out),

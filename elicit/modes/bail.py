@@ -48,9 +48,7 @@ def questions(
         for task in conversations:
             contents = [message.content for message in task.messages] or [task.text]
             for place in range(0, len(contents), 2):
-                earlier = Context(
-                    context.system, task.messages[:place], context.thinking, context.sampling, context.n_draws
-                )
+                earlier = Context(context.system, task.messages[:place], context.thinking, context.sampling, context.n_draws)
                 measures = {"template": wordings.name(levels), "task": task.id, "turn": place // 2 + 1, "order": order}
                 made += earlier.questions(chosen, {"turn": contents[place]}, measures)
     return made

@@ -14,7 +14,9 @@ COMPLETION_COLUMNS = ("task_id", "draw", "task", "text", "outcome", "truncated")
 _LEAKED_WORDS = 8
 
 
-def questions(tasks: Sequence[Task], *, wording: str = "task", context: Context = Context(sampling=Sampling())) -> list[Question]:
+def questions(
+    tasks: Sequence[Task], *, wording: str = "task", context: Context = Context(sampling=Sampling())
+) -> list[Question]:
     """One question per task and draw.
 
     Parameters

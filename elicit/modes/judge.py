@@ -35,7 +35,9 @@ def questions(completions: pd.DataFrame, *, criterion: str, context: Context = C
     chosen = template("judge", criterion)
     needed = [field for field in chosen.fields if field != "completion"]
     if missing := [name for name in ("task_id", "draw", "text", *needed) if name not in completions]:
-        raise KeyError(f"The completions lack the columns {missing}, which judging {criterion!r} needs; they have {list(completions)}.")
+        raise KeyError(
+            f"The completions lack the columns {missing}, which judging {criterion!r} needs; they have {list(completions)}."
+        )
     made = []
     for row in completions.to_dict("records"):
         values = {name: row[name] for name in needed} | {"completion": row["text"] or "(empty)"}

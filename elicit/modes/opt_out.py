@@ -48,7 +48,9 @@ def labels(comparisons: pd.DataFrame, nulls: Sequence[Task]) -> pd.DataFrame:
     share, any_null = grouped.agg(lambda values: (values < 0).mean()), grouped.agg(lambda values: float((values < 0).any()))
     rows = pd.concat(
         [
-            pd.DataFrame({"value": mean, "se": se, "low": mean - 1.96 * se, "high": mean + 1.96 * se, "n": n}).assign(target="over_null"),
+            pd.DataFrame({"value": mean, "se": se, "low": mean - 1.96 * se, "high": mean + 1.96 * se, "n": n}).assign(
+                target="over_null"
+            ),
             pd.DataFrame({"value": share, "n": n}).assign(target="opts_out"),
             pd.DataFrame({"value": any_null, "n": n}).assign(target="any_null"),
         ]

@@ -41,7 +41,7 @@ def questions(
     for question in _shown(tasks, groups, wording, context, MOST_AT_ONCE):
         labels = question.measures["labels"]
         orders = (", ".join(order) for order in itertools.permutations(labels))
-        made.append(replace(question, options=tuple(Option(order, surface_forms(order)) for order in orders)))
+        made.append(_among(question, list(orders)))
     return made
 
 
@@ -111,16 +111,18 @@ def _for_place(question: Question, placed: tuple[str, ...]) -> Question:
     remaining = [label for label in question.measures["labels"] if label not in placed]
     start = question.measures["prefill"]
     return replace(
-        question,
+        _among(question, remaining),
         prefill=", ".join([f"{start} {placed[0]}", *placed[1:]]) + "," if placed else start,
-        options=tuple(Option(label, surface_forms(label)) for label in remaining),
         measures={**question.measures, "placed": list(placed), "place": len(placed) + 1},
     )
 
 
-def _shown(
-    tasks: Sequence[Task], groups: Sequence[Sequence[str]], wording: str, context: Context, most: int
-) -> list[Question]:
+def _among(question: Question, labels: Sequence[str]) -> Question:
+    minimum_mass = template("ranking", question.measures["template"]).minimum_mass
+    return replace(question, options=tuple(Option(label, surface_forms(label)) for label in labels), minimum_mass=minimum_mass)
+
+
+def _shown(tasks: Sequence[Task], groups: Sequence[Sequence[str]], wording: str, context: Context, most: int) -> list[Question]:
     chosen = template("ranking", wording)
     by_id = {task.id: task.text for task in tasks}
     made = []
@@ -143,5 +145,5 @@ def _shown(
                     Span(f"task_{label.lower()}", whole.message, whole.start + start, whole.start + end)
                     for label, (start, end) in zip(labels, places, strict=True)
                 )
-                made.append(replace(question, spans=spans, minimum_mass=chosen.minimum_mass))
+                made.append(replace(question, spans=spans))
     return made

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
-from store.labels import LABEL_COLUMNS
 from elicit.rates import rate
+from store.labels import LABEL_COLUMNS
 
 _OPENING_CHARACTERS = 240
 _PHRASES = re.compile(
