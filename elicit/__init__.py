@@ -1,5 +1,6 @@
 """What is asked, what the answers imply, and whether they can be trusted."""
 
+from elicit.balance import sample_templates
 from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
 from elicit.follow_up import follow_up, reasoned
@@ -61,6 +62,7 @@ __all__ = [
     "refusal",
     "regular_pairs",
     "sample_tasks",
+    "sample_templates",
     "task_question",
     "template",
     "templates",

@@ -20,9 +20,9 @@ def rate(successes: float, n: int) -> Estimate:
 
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"{successes:g} successes of {n}; expected at least one unit and no more successes than units.")
-    low, high = proportion_confint(successes, n, method="wilson")
+    low, high = (float(np.asarray(bound)) for bound in proportion_confint(successes, n, method="wilson"))
     share = successes / n
-    return Estimate(share, float(low), float(high), math.sqrt(share * (1 - share) / n), n)
+    return Estimate(share, low, high, math.sqrt(share * (1 - share) / n), n)
 
 
 def clustered_rate(happened: pd.Series, clusters: pd.Series) -> Estimate:

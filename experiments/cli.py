@@ -16,6 +16,9 @@ EXPERIMENTS = {
 COMMANDS = {
     "list": "Name every experiment.",
     "preflight": "Say whether a model can answer the templates: penchant preflight MODEL.",
+    "templates": "List, show and check wordings: penchant templates show choice:would_rather,language=fr.",
+    "log": "What a measurement log holds: penchant log summary runs/demo/measurements.sqlite.",
+    "inspect": "Show one answer of a log, token by token: penchant inspect KEY --log runs/demo/measurements.sqlite.",
 }
 
 _EPILOGUE = """
@@ -48,10 +51,8 @@ def _dispatch(name: str, rest: Sequence[str]) -> int:
     if name == "list":
         print(_table(EXPERIMENTS))
         return 0
-    if name == "preflight":
-        from experiments import preflight
-
-        return preflight.main(rest)
+    if name in COMMANDS:
+        return importlib.import_module(f"experiments.commands.{name}").main(rest)
     if name not in EXPERIMENTS:
         import difflib
 

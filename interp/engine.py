@@ -89,6 +89,12 @@ class Engine:
         groups = [list(map(distinguished, *pair)) for pair in zip(sequences, treatments, strict=True)]
         self._in_batches(groups, run)
 
+    def next_token_log_probs(self, job: Job) -> Float[Tensor, " vocabulary"]:
+        """Log-probabilities of what follows one prompt."""
+        table, tokens = TreatmentTable(), job.rendered.token_ids
+        codes = table.encode(job.intervention, job.rendered, len(tokens))
+        return self._next_token_logits([tokens], [codes], table)[0].float().log_softmax(-1)
+
     def capture(
         self,
         jobs: Sequence[Job],

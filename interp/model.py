@@ -250,6 +250,11 @@ class LocalModel:
 
     # ---- reading
 
+    def next_tokens(self, question: Question, k: int = 20) -> list[tuple[int, float]]:
+        """The `k` likeliest tokens at the decision token, with their probabilities."""
+        found = self.engine.next_token_log_probs(Job(self.render(question), self.intervention)).exp().topk(k)
+        return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+
     def residuals(
         self, questions: Sequence[Question], layers: LayerSpec | Sequence[LayerSpec], position: str
     ) -> list[Float[np.ndarray, "rows layers d_model"]]:

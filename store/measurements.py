@@ -158,6 +158,47 @@ class MeasurementLog:
                 found[key] = Question.from_dict(json.loads(row[0]))
         return found
 
+    def find(self, prefix: str) -> Entry:
+        """Return the one entry whose key begins with `prefix`.
+
+        Raises
+        ------
+        KeyError
+            None does, or several do.
+        """
+        rows = self._connection.execute(
+            "SELECT key, respondent, question, outcome, log_probs, choice, text, truncated, error FROM answers "
+            "WHERE key BETWEEN ? AND ? LIMIT 2",
+            (prefix, prefix + "~"),
+        ).fetchall()
+        if len(rows) != 1:
+            raise KeyError(f"{'Several keys' if rows else 'No key'} in {self.path} begin with {prefix!r}; expected one.")
+        key, respondent, question, outcome, log_probs, choice, text, truncated, error = rows[0]
+        answer = Answer(Outcome(outcome), json.loads(log_probs) if log_probs else {}, choice, text, bool(truncated), error)
+        return Entry(key, respondent, Question.from_dict(json.loads(question)), answer)
+
+    def merge(self, path: str | Path) -> int:
+        """Add the answers of another log; returns how many were new. Keys that are known keep their answers."""
+        MeasurementLog(path).close()  # another file is checked before it is attached
+        before = len(self)
+        self._connection.execute("ATTACH DATABASE ? AS other", (str(path),))
+        try:
+            with self._connection:
+                self._connection.execute("INSERT OR IGNORE INTO answers SELECT * FROM other.answers")
+        finally:
+            self._connection.execute("DETACH DATABASE other")
+        return len(self) - before
+
+    def summary(self) -> pd.DataFrame:
+        """Count answers by respondent, mode, template and outcome, with their mean mass on the options."""
+        query = """
+            SELECT substr(respondent, 1, 12) AS respondent, json_extract(question, '$.measures.mode') AS mode,
+                   json_extract(question, '$.measures.template') AS template, outcome, count(*) AS answers,
+                   avg(mass) AS mean_mass, min(asked_at) AS first, max(asked_at) AS last
+            FROM answers GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+        """
+        return pd.read_sql_query(query, self._connection)
+
     def to_frame(self) -> pd.DataFrame:
         """Return the whole log, one row per answer; what each answer measures becomes columns of its own."""
         names = ("key", "respondent", "question", "outcome", "log_probs", "mass", "choice", "text", "truncated", "error")

@@ -88,7 +88,7 @@ def turns(asked: Sequence[Question], answers: Sequence[Answer], threshold: float
     table = pd.DataFrame(rows)
     keys = ["task_id", "turn", "template", "draw"]
     both = table.pivot(index=keys, columns="order", values=["p_leave", "p_stay"])
-    merged = pd.DataFrame({name: both[name].mean(axis=1, skipna=False) for name in ("p_leave", "p_stay")})
+    merged = pd.DataFrame({name: (both[name, "stay_first"] + both[name, "leave_first"]) / 2 for name in ("p_leave", "p_stay")})
     merged["order_gap"] = both["p_leave", "leave_first"] - both["p_leave", "stay_first"]
     merged["outcome"] = table.groupby(keys)["outcome"].agg(lambda outcomes: "/".join(dict.fromkeys(outcomes)))
     merged["bails"] = (merged["p_leave"] > merged["p_stay"]) & (merged["p_leave"] > threshold)

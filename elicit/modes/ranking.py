@@ -1,15 +1,18 @@
 """Ranking: several tasks are put in order, exactly over all orders of up to four, place by place of up to eight.
 
-Every group is also shown in the reverse order, so that each pair in it is seen both ways round.
+The probability of an order is a product over places: that of the first label, that of the second given the first, and so
+on, with the words between them given. Every group is also shown in the reverse order, so that each pair in it is seen
+both ways round.
 """
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
-import numpy as np
 import pandas as pd
+from scipy import special
 
 from elicit.context import Context
 from elicit.modes.choice import COMPARISON_COLUMNS
@@ -20,6 +23,7 @@ from elicit.templates import surface_forms, template
 from store.measurements import MeasurementLog
 from store.records import Answer, Option, Outcome, Question, Span
 
+SEPARATOR = ", Task "
 MOST_AT_ONCE = 4
 MOST_BY_PLACES = 8
 _NAMES = {"AB": "ABCDEFGH", "12": "12345678"}
@@ -28,7 +32,7 @@ _NAMES = {"AB": "ABCDEFGH", "12": "12345678"}
 def questions(
     tasks: Sequence[Task], groups: Sequence[Sequence[str]], *, wording: str = "rather_do", context: Context = Context()
 ) -> list[Question]:
-    """Questions whose options are all orders of a group of two to four tasks, each group in two opposite orders of showing.
+    """Questions for every place of every order of groups of two to four tasks; read with `orders` and `comparisons`.
 
     Raises
     ------
@@ -37,12 +41,12 @@ def questions(
     KeyError
         A group names an unknown task.
     """
-    made = []
-    for question in _shown(tasks, groups, wording, context, MOST_AT_ONCE):
-        labels = question.measures["labels"]
-        orders = (", ".join(order) for order in itertools.permutations(labels))
-        made.append(_among(question, list(orders)))
-    return made
+    return [
+        _for_place(question, placed)
+        for question in _shown(tasks, groups, wording, context, MOST_AT_ONCE)
+        for n_placed in range(len(question.measures["labels"]) - 1)
+        for placed in itertools.permutations(question.measures["labels"], n_placed)
+    ]
 
 
 def by_places(
@@ -76,34 +80,49 @@ def by_places(
     return asked, answered
 
 
+def orders(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:
+    """Probability of every order of every group, from the questions of `questions`.
+
+    Returns
+    -------
+    Columns `shown, order` (tuples of task ids), `template, draw, probability, mass`: the last is the least mass on the labels
+    at any place. Groups with a place off format are left out.
+    """
+    groups: dict[tuple[Any, ...], dict[tuple[str, ...], Answer]] = {}
+    for question, answer in zip(asked, answers, strict=True):
+        measures = question.measures
+        key = (tuple(measures["shown"]), tuple(measures["labels"]), measures["template"], question.draw)
+        groups.setdefault(key, {})[tuple(measures["placed"])] = answer
+    rows = []
+    for (shown, labels, name, draw), places in groups.items():
+        if any(answer.outcome is not Outcome.CHOSE for answer in places.values()):
+            continue
+        mass = min(answer.mass or 0.0 for answer in places.values())
+        chance = {placed: answer.distribution() for placed, answer in places.items()}
+        task = dict(zip(labels, shown, strict=True))
+        for order in itertools.permutations(labels):
+            probability = math.prod(chance[order[:place]][order[place]] for place in range(len(order) - 1))
+            rows.append((shown, tuple(task[label] for label in order), name, draw, probability, mass))
+    return pd.DataFrame(rows, columns=["shown", "order", "template", "draw", "probability", "mass"])
+
+
 def comparisons(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:
     """What rankings say about every pair, in the columns of `choice.comparisons`.
 
-    Of orders: the log-odds that the task shown earlier is ranked above the other. Of places: the log-odds that it, rather
-    than the other, takes the place.
+    For each pair and place that is open to both: the log-odds that the task shown earlier, rather than the other, takes it.
     """
     rows = []
     for question, answer in zip(asked, answers, strict=True):
-        shown: Mapping[str, str] = dict(zip(question.measures["labels"], question.measures["shown"], strict=True))
-        remaining = [label for label in shown if label not in question.measures["placed"]]
-        for first, second in itertools.combinations(remaining, 2):
-            logit = math.nan
+        measures = question.measures
+        shown = dict(zip(measures["labels"], measures["shown"], strict=True))
+        for first, second in itertools.combinations([option.label for option in question.options], 2):
+            logit = p_first = math.nan
             if answer.outcome is Outcome.CHOSE and answer.log_probs:
-                logit = _log_odds(answer.log_probs, first, second)
-            p_first = 1 / (1 + math.exp(-logit)) if logit == logit else math.nan
-            where = (shown[first], shown[second], question.measures["template"], question.draw)
+                logit = answer.log_probs[first] - answer.log_probs[second]
+                p_first = float(special.expit(logit))
+            where = (shown[first], shown[second], measures["template"], question.draw)
             rows.append((*where, answer.outcome.value, answer.mass, logit, p_first))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
-
-
-def _log_odds(log_probs: Mapping[str, float], first: str, second: str) -> float:
-    above, below = [], []
-    for option, value in log_probs.items():
-        order = option.split(", ")
-        places = [order.index(label) if label in order else len(order) for label in (first, second)]
-        if places[0] != places[1]:
-            (above if places[0] < places[1] else below).append(value)
-    return float(np.logaddexp.reduce(above) - np.logaddexp.reduce(below))
 
 
 def _for_place(question: Question, placed: tuple[str, ...]) -> Question:
@@ -112,7 +131,7 @@ def _for_place(question: Question, placed: tuple[str, ...]) -> Question:
     start = question.measures["prefill"]
     return replace(
         _among(question, remaining),
-        prefill=", ".join([f"{start} {placed[0]}", *placed[1:]]) + "," if placed else start,
+        prefill=SEPARATOR.join([f"{start} {placed[0]}", *placed[1:]]) + SEPARATOR.rstrip() if placed else start,
         measures={**question.measures, "placed": list(placed), "place": len(placed) + 1},
     )
 

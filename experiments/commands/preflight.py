@@ -1,19 +1,21 @@
 """preflight: before a run, whether a model can answer the templates at all, and how it reads them."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from elicit import builtin_tasks, choice, disjoint_pairs, rating, sample_tasks, templates
-from elicit.templates import template
+from elicit import Task, bail, builtin_tasks, choice, choice_after, disjoint_pairs, judge, ranking, rating, sample_tasks
+from elicit.templates import TemplateError, template, templates
 from interp import LocalModel
 from store import Answer, Message, Outcome, Question
 
 _TASKS_PER_ORIGIN = 2
+_REPLY = "Certainly. Here is a first attempt."
+_JUDGED = ["task_id", "draw", "task", "task_a", "task_b", "text"]
 
 
 @dataclass(frozen=True)
@@ -51,33 +53,67 @@ class Preflight:
         return "\n".join([*lines, "", table, "", advice])
 
 
-def preflight(model: LocalModel) -> Preflight:
-    """Ask a few questions with every template, in both orders, and describe how the model reads them."""
+def preflight(model: LocalModel, names: Sequence[str] = ()) -> Preflight:
+    """Ask a few questions with each template, in both orders, and describe how the model reads them.
+
+    Parameters
+    ----------
+    names
+        Templates as `mode:name`; `mode:` alone stands for the first axis of a mode. Default: choices and ratings.
+    """
     tasks = sample_tasks(builtin_tasks(), _TASKS_PER_ORIGIN, seed=0)
-    pairs = disjoint_pairs([task.id for task in tasks], seed=0)
     rows, n_tokens, started = [], 0, time.monotonic()
-    for wording in templates("choice"):
-        for labels in choice.LABELS:
-            asked = choice.questions(tasks, pairs, wording=wording, labels=labels)
-            answers = model.score(asked)
-            first = choice.comparisons(asked, answers)["logit"].mean()
-            rows.append(_row("choice", wording, labels, answers) | {"first_logit": first})
-            n_tokens += sum(len(model.render(question).token_ids) for question in asked)
-    for scale in templates("rating"):
-        asked = rating.questions(tasks, scale=scale)
-        rows.append(_row("rating", scale, "", model.score(asked)) | {"first_logit": np.nan})
+    for mode, name in _templates(names or ("choice:", "choice:labels=12", "choice:labels=ordinal", "rating:")):
+        asked = TRIALS[mode](tasks, name)
+        answers = model.score(asked)
+        first = choice.comparisons(asked, answers)["logit"].mean() if mode == "choice" else np.nan
+        rows.append(_row(mode, name, answers) | {"first_logit": first})
         n_tokens += sum(len(model.render(question).token_ids) for question in asked)
     speed = n_tokens / (time.monotonic() - started)
     return Preflight(_facts(model, speed), pd.DataFrame(rows), speed)
 
 
-def _row(mode: str, name: str, labels: str, answers: Sequence[Answer]) -> dict[str, object]:
+def _pairs(tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    return disjoint_pairs([task.id for task in tasks], seed=0)
+
+
+def _replies(tasks: Sequence[Task]) -> dict[str, str]:
+    return {task.id: _REPLY for task in tasks}
+
+
+TRIALS: Mapping[str, Callable[[Sequence[Task], str], list[Question]]] = {
+    "choice": lambda tasks, name: choice.questions(tasks, _pairs(tasks), wording=name),
+    "rating": lambda tasks, name: rating.questions(
+        tasks, scale=name, completions=_replies(tasks) if "when=after" in name else None
+    ),
+    "choice_after": lambda tasks, name: choice_after.questions(tasks, _pairs(tasks), _replies(tasks), wording=name),
+    "ranking": lambda tasks, name: ranking.questions(tasks, [[task.id for task in tasks[:3]]], wording=name),
+    "bail": lambda tasks, name: bail.questions(tasks[:4], method=name),
+    "judge": lambda tasks, name: judge.questions(
+        pd.DataFrame([(task.id, 0, task.text, task.text, tasks[0].text, _REPLY) for task in tasks], columns=_JUDGED),
+        criterion=name,
+    ),
+}
+"""What is asked to try a template, by mode."""
+
+
+def _templates(names: Sequence[str]) -> list[tuple[str, str]]:
+    found = []
+    for each in names:
+        mode, _, name = each.partition(":")
+        if mode not in TRIALS:
+            raise TemplateError(f"There is nothing to try of mode {mode!r} ({each!r}); expected one of {sorted(TRIALS)}.")
+        wordings = templates(mode)
+        found += [(mode, wordings.template(name).name)] if name else [(mode, every) for every in wordings]
+    return found
+
+
+def _row(mode: str, name: str, answers: Sequence[Answer]) -> dict[str, object]:
     masses = [answer.mass or 0.0 for answer in answers]
     on_format = float(np.mean([answer.outcome is Outcome.CHOSE for answer in answers]))
     return {
         "mode": mode,
         "template": name,
-        "labels": labels,
         "questions": len(answers),
         "mean_mass": float(np.mean(masses)),
         "least_mass": min(masses),
@@ -116,7 +152,8 @@ def main(arguments: Sequence[str]) -> int:
         model: tyro.conf.Positional[str] = "smollm2-135m",
         dtype: Literal["auto", "float32", "bfloat16"] = "auto",
         device: str = "auto",
-    ) -> LocalModel:
+        templates: tuple[str, ...] = (),
+    ) -> tuple[LocalModel, tuple[str, ...]]:
         """Say whether a model can answer the templates: on-format mass, order bias, system prompt, BOS, context, speed.
 
         Parameters
@@ -127,9 +164,13 @@ def main(arguments: Sequence[str]) -> int:
             Dtype of weights and residual stream.
         device
             auto, cpu, cuda, cuda:1, ...
+        templates
+            Which to try, as MODE:NAME, for instance choice:pick_one,language=fr; MODE: alone tries every level of its first
+            axis. Default: the phrasings of choice with each kind of labels, and every scale of rating.
         """
-        return LocalModel.load(model, dtype=dtype, device=device)
+        _templates(templates)  # a wrong name is an error before the model is loaded
+        return LocalModel.load(model, dtype=dtype, device=device), templates
 
-    found = preflight(tyro.cli(command, args=list(arguments), prog="penchant preflight"))
+    found = preflight(*tyro.cli(command, args=list(arguments), prog="penchant preflight"))
     print(found.screen)
     return 0 if found.table.groupby("mode")["verdict"].agg(lambda verdicts: (verdicts == "ok").any()).all() else 1

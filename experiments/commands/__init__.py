@@ -1,0 +1,1 @@
+"""Commands beside the experiments: what templates there are, whether a model can answer them, what a log holds."""
