@@ -190,12 +190,12 @@ class MeasurementLog:
         return len(self) - before
 
     def summary(self) -> pd.DataFrame:
-        """Count answers by respondent, mode, template and outcome, with their mean mass on the options."""
+        """Count answers by mode, template and outcome, with the respondents who gave them and the mean mass on the options."""
         query = """
-            SELECT substr(respondent, 1, 12) AS respondent, json_extract(question, '$.measures.mode') AS mode,
-                   json_extract(question, '$.measures.template') AS template, outcome, count(*) AS answers,
-                   avg(mass) AS mean_mass, min(asked_at) AS first, max(asked_at) AS last
-            FROM answers GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3, 4
+            SELECT json_extract(question, '$.measures.mode') AS mode, json_extract(question, '$.measures.template') AS template,
+                   outcome, count(*) AS answers, count(DISTINCT respondent) AS respondents, avg(mass) AS mean_mass,
+                   min(asked_at) AS first, max(asked_at) AS last
+            FROM answers GROUP BY 1, 2, 3 ORDER BY 1, 2, 3
         """
         return pd.read_sql_query(query, self._connection)
 

@@ -118,7 +118,7 @@ def test_a_run_directory_keeps_the_activations_of_two_models_apart(tmp_path):
 
 
 def test_preflight_says_which_templates_a_model_can_answer(embedded):
-    good = preflight(embedded)
+    good = preflight(embedded, ["choice:would_rather", "rating:likert_5", "ranking:"])
     assert (good.table["verdict"] == "ok").all() and "Every template can be answered." in good.screen
     assert "a turn of its own" in good.screen and "8192 tokens" in good.screen
     bad = preflight(tiny("gemma3"))
