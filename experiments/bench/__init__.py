@@ -1,0 +1,1 @@
+"""Benchmarks: penchant beside a named peer doing the same work in the same run."""

@@ -1,0 +1,21 @@
+"""python -m experiments.bench NAME: run a benchmark; the last line it prints is one JSON object."""
+
+import importlib
+import sys
+
+BENCHMARKS = {"ask": "Exact scoring of choices and ratings, against plain forward passes and lm-evaluation-harness."}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a benchmark by name."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        wrong = f"There is no benchmark {arguments[0]!r}. " if arguments and not arguments[0].startswith("-") else ""
+        names = "\n".join(f"  {name}  {line}" for name, line in BENCHMARKS.items())
+        print(f"{wrong}python -m experiments.bench NAME, with one of:\n{names}")
+        return 1 if wrong else 0
+    importlib.import_module(f"experiments.bench.{arguments[0]}").main(arguments[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
