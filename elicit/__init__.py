@@ -7,7 +7,7 @@ from elicit.follow_up import follow_up, reasoned
 from elicit.modes import bail, choice, choice_after, completion, completion_choice, judge, opt_out, ranking, rating, refusal
 from elicit.pairs import order_averages
 from elicit.rates import clustered_rate, rate
-from elicit.reliability import agreement, hold_out_accuracy, position_bias
+from elicit.reliability import PositionBias, agreement, hold_out_accuracy, position_bias
 from elicit.respondent import Respondent
 from elicit.runner import ask, ask_views
 from elicit.tasks import (
@@ -26,6 +26,7 @@ from elicit.utilities import Utilities, fit_bradley_terry, fit_least_squares
 
 __all__ = [
     "Context",
+    "PositionBias",
     "Respondent",
     "Task",
     "TaskError",

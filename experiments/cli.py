@@ -9,6 +9,7 @@ from typing import Any
 
 EXPERIMENTS = {
     "demo": "The whole loop on a small model: ask, read, probe, steer, ask again.",
+    "position_bias": "How much of a choice is its order of showing, template by template, and what one order alone is worth.",
     "steer_then_measure": "Steer along preference directions at several layers and doses, and ask choices and ratings again.",
 }
 """Experiments by name; each is a module with SETTINGS and run(settings)."""
@@ -23,6 +24,7 @@ COMMANDS = {
 
 _EPILOGUE = """
 penchant EXPERIMENT --help        what an experiment does, and every setting
+penchant EXPERIMENT --quick       a version of it that takes a few minutes on a laptop
 penchant EXPERIMENT --config F    settings from a YAML file; flags override it, e.g. --per-origin 20 --steer.doses -0.2 0.2
 Answers, activations and reports go to the run directory (--out). Running the same again continues or repeats at no cost."""
 
@@ -75,7 +77,11 @@ def parse_settings(name: str, settings: type[Any], arguments: Sequence[str]) -> 
     import tyro
 
     rest, config = _take_config(list(arguments))
-    defaults = settings.read(config) if config else settings()
+    quick = "--quick" in rest
+    if quick and config:
+        raise ValueError("--quick and --config both say what the settings are; give one of them.")
+    rest = [argument for argument in rest if argument != "--quick"]
+    defaults = settings.quick() if quick else settings.read(config) if config else settings()
     return tyro.cli(settings, args=rest, default=defaults, prog=f"penchant {name}", description=_description(name))
 
 
@@ -91,7 +97,10 @@ def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
 
 
 def _description(name: str) -> str:
-    return f"{EXPERIMENTS[name]} Settings may come from a YAML file: --config FILE; the flags below override it."
+    return (
+        f"{EXPERIMENTS[name]} Settings may come from a YAML file (--config FILE) or be those of a short look (--quick); the "
+        "flags below override them."
+    )
 
 
 def _help() -> str:

@@ -16,7 +16,8 @@ BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb2", "#d9822b", "#2e8b57", "#7b5ea7", 
 _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#c0504d", "#4aa6a6")
 
 
-def _axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
+    """Return an empty figure in the style of all others, and its axes."""
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, _plain_style(figure.add_subplot())
 
@@ -35,7 +36,7 @@ def _colours(origins: Mapping[str, str]) -> dict[str, str]:
 
 def position_figure(bias: PositionBias) -> Figure:
     """Preference for a task when it is shown first against the same when it is shown second."""
-    figure, axes = _axes(5.2, 5.0)
+    figure, axes = new_axes(5.2, 5.0)
     content, position = bias.pairs["content"].to_numpy(), bias.pairs["position"].to_numpy()
     first, second = (
         np.concatenate([content + position, position - content]),
@@ -63,7 +64,7 @@ def utilities_figure(labels: pd.DataFrame, origins: Mapping[str, str]) -> Figure
     table = labels.assign(origin=labels["task_id"].map(origins))
     names = table.groupby("origin")["value"].mean().sort_values().index.tolist()
     colours = _colours(origins)
-    figure, axes = _axes(7.0, 0.55 * len(names) + 1.6)
+    figure, axes = new_axes(7.0, 0.55 * len(names) + 1.6)
     for row, name in enumerate(names):
         part = table[table["origin"] == name].sort_values("value")
         height = row + np.linspace(-0.32, 0.32, len(part))
@@ -83,7 +84,7 @@ def utilities_figure(labels: pd.DataFrame, origins: Mapping[str, str]) -> Figure
 
 def hold_out_figure(held_out: HoldOut) -> Figure:
     """Measured against predicted preference on held-out pairs."""
-    figure, axes = _axes(5.2, 4.4)
+    figure, axes = new_axes(5.2, 4.4)
     pairs = held_out.pairs
     axes.axhline(0, color=GREY, linewidth=0.6)
     axes.axvline(0, color=GREY, linewidth=0.6)
@@ -102,7 +103,7 @@ def hold_out_figure(held_out: HoldOut) -> Figure:
 
 def agreement_figure(agreement: Agreement, origins: Mapping[str, str]) -> Figure:
     """Utilities from choices against self-reports."""
-    figure, axes = _axes(6.0, 4.4)
+    figure, axes = new_axes(6.0, 4.4)
     tasks = agreement.tasks.assign(origin=agreement.tasks["task_id"].map(origins))
     colours = _colours(origins)
     for name, part in tasks.groupby("origin"):
@@ -118,7 +119,7 @@ def agreement_figure(agreement: Agreement, origins: Mapping[str, str]) -> Figure
 
 def probe_figure(sweep: ProbeSweep, target: str) -> Figure:
     """Held-out R2 by layer, with its baselines."""
-    figure, axes = _axes(7.4, 4.2)
+    figure, axes = new_axes(7.4, 4.2)
     table = sweep.table[sweep.table["target"] == target]
     residual = table[table["features"] == RESIDUAL]
     for place, (colour, (position, part)) in enumerate(zip(_CYCLE, residual.groupby("position", sort=False), strict=False)):

@@ -1,6 +1,6 @@
 """The loop: tasks are asked about, their activations cached, directions found, pushed, and the questions asked again."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -9,6 +9,7 @@ from elicit import Task, task_question
 from experiments.measuring import ElicitSettings, Preferences, measure_preferences
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
+from experiments.setup import Setup
 from experiments.steering import Steered, SteerSettings, steer
 from interp import LocalModel, capture
 from interp.layers import LayerSpec
@@ -23,21 +24,12 @@ class LoopSettings(Settings):
 
 
 @dataclass(frozen=True)
-class Loop:
+class Loop(Setup):
     """Everything that one round of the loop measured."""
 
-    settings: LoopSettings
-    run: RunDirectory
-    model: LocalModel
-    tasks: Sequence[Task]
     preferences: Preferences
     store: ActivationStore
     steered: Steered
-
-    @property
-    def origins(self) -> Mapping[str, str]:
-        """Origin of every task."""
-        return {task.id: task.origin for task in self.tasks}
 
 
 def go_round(settings: LoopSettings, layers: Sequence[LayerSpec], positions: Sequence[str]) -> Loop:
@@ -48,9 +40,8 @@ def go_round(settings: LoopSettings, layers: Sequence[LayerSpec], positions: Seq
     layers, positions
         What to cache; the layers and the position that steering needs are added.
     """
-    tasks = settings.load_tasks()  # before the model: a wrong task file is then an error within a second
-    run = RunDirectory(settings)
-    model = settings.load_model()
+    setup = Setup.of(settings, settings.load_tasks())
+    run, model, tasks = setup.run, setup.model, setup.tasks
     preferences = measure_preferences(model, tasks, settings.elicit, run)
     store = cache_activations(
         model, tasks, [*layers, *settings.steer.layers], list(dict.fromkeys([*positions, settings.steer.position])), run

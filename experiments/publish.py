@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 
 from elicit import ask
 from experiments.findings import Finding
-from experiments.loop import Loop
 from experiments.report import Report, Table
+from experiments.setup import Setup
 from store import Answer, Question
 
 _SCREEN_WIDTH = 100
@@ -41,7 +41,7 @@ class Result:
 
 
 def publish(
-    loop: Loop,
+    setup: Setup,
     *,
     experiment: str,
     question: Question,
@@ -60,12 +60,12 @@ def publish(
     question
         One of the questions that were asked, to be shown as the model read it.
     """
-    run, model = loop.run, loop.model
+    run, model = setup.run, setup.model
     for name, figure in figures.items():
         run.save_figure(name, figure)
     answer = ask([question], model, run.log)[0]
-    n_origins = len({task.origin for task in loop.tasks})
-    subtitle = f"{model.identity.name} ({model.dtype} on {model.device}), {len(loop.tasks)} tasks of {n_origins} origins"
+    n_origins = len({task.origin for task in setup.tasks})
+    subtitle = f"{model.identity.name} ({model.dtype} on {model.device}), {len(setup.tasks)} tasks of {n_origins} origins"
     report = Report(
         title=f"penchant {experiment}",
         subtitle=subtitle,

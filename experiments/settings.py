@@ -1,8 +1,9 @@
 """Settings: every experiment is configured by one pydantic model, from a YAML file and the command line."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,9 @@ class Settings(BaseModel):
     """What all experiments have in common."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    QUICK: ClassVar[Mapping[str, Any]] = {}
+    """What `--quick` changes: an experiment small enough for a look."""
 
     model: str = Field(default="smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
@@ -56,6 +60,11 @@ class Settings(BaseModel):
             return cls(**values)
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(problem, cls, where) for problem in error.errors())) from error
+
+    @classmethod
+    def quick(cls) -> Self:
+        """The defaults, with the changes of `--quick`."""
+        return cls(**cls.QUICK)
 
     def load_model(self) -> LocalModel:
         """Load the model that these settings name."""

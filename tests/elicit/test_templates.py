@@ -90,7 +90,7 @@ def test_unknown_levels_and_wordings_that_cannot_be_composed_are_named(tmp_path)
         template("choice", "would_rather,tone=warm")
     with pytest.raises(TemplateError, match=r"no language 'de' .*; expected one of \['en', 'fr', 'es'\]"):
         template("choice", "would_rather,language=de")
-    assert check_templates(Wordings(MINE, "mine")) == 48
+    assert check_templates(Wordings(MINE, "mine")) == 72
     pieces = MINE["pieces"]
     for wrong, message in (
         ({"body": "Task."}, r"Template 'free' of mode 'gratis': the prompt has {task} 0 times; expected once"),

@@ -29,7 +29,7 @@ def test_help_names_every_setting_and_says_what_it_does(name, capsys):
     out = "".join(character for character in capsys.readouterr().out if character not in "│ \n")  # however it is wrapped
     assert "--device" in out and "folderwithacheckpoint,orHuggingFacehubid" in out
     if name != "preflight":
-        assert "--steer.doses" in out and "--configFILE" in out
+        assert "--configFILE" in out and "--per-origin" in out and "--quick" in out
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def test_templates_are_listed_shown_and_checked(capsys):
     shown = capsys.readouterr().out
     assert "Task 1: {task_a}" in shown and "1 = 1: ' 1', '1', ended by '</choice>'" in shown
     assert main(["templates", "check"]) == 0
-    assert "rating: 3,264 templates are well formed" in capsys.readouterr().out
+    assert "rating: 4,896 templates are well formed" in capsys.readouterr().out
     assert main(["templates", "show", "choice:nope"]) == 1
     assert "no phrasing 'nope'" in capsys.readouterr().err
     assert main(["templates", "check", "absent.yaml"]) == 1

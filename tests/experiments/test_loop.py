@@ -14,8 +14,6 @@ from experiments.loop import cache_activations
 from experiments.measuring import ElicitSettings
 from experiments.run_directory import RunDirectory
 from experiments.steering import SteerSettings, split_tasks
-from interp import LocalModel
-from interp.backends.hf import HFBackend
 from store import MeasurementLog
 from tests.conftest import tiny
 
@@ -26,21 +24,6 @@ SMALL = {
     "permutations": 19,
     "steer": SteerSettings(doses=(-0.2, 0.2), n_random=2, train_share=0.67, resamples=50),
 }
-
-
-@pytest.fixture
-def counted(monkeypatch, embedded):
-    """Counts forward passes, and hands out the loaded model."""
-    passes = []
-    original = HFBackend.run
-
-    def run(self, *args, **kwargs):
-        passes.append(1)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(HFBackend, "run", run)
-    monkeypatch.setattr(LocalModel, "load", classmethod(lambda *_, **__: embedded))
-    return passes
 
 
 def test_the_demo_goes_round_the_loop_and_repeats_without_asking(counted, tmp_path):

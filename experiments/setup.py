@@ -1,0 +1,38 @@
+"""The set-up that every experiment starts from: its settings, a run directory, the model, and the tasks."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from elicit import Task, ask
+from experiments.run_directory import RunDirectory
+from experiments.settings import Settings
+from interp import LocalModel
+from store import Answer, Question
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What an experiment works with."""
+
+    settings: Settings
+    run: RunDirectory
+    model: LocalModel
+    tasks: Sequence[Task]
+
+    @classmethod
+    def of(cls, settings: Settings, tasks: Sequence[Task]) -> Self:
+        """Open the run directory and load the model.
+
+        Tasks are loaded by the caller, before: a wrong task file is then an error within a second.
+        """
+        return cls(settings, RunDirectory(settings), settings.load_model(), tasks)
+
+    @property
+    def origins(self) -> Mapping[str, str]:
+        """Origin of every task."""
+        return {task.id: task.origin for task in self.tasks}
+
+    def ask(self, questions: Sequence[Question], description: str) -> list[Answer]:
+        """Answers of the model, from the run's log where it knows them."""
+        return ask(questions, self.model, self.run.log, description=description)
