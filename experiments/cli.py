@@ -9,6 +9,7 @@ from typing import Any
 
 EXPERIMENTS = {
     "demo": "The whole loop on a small model: ask, read, probe, steer, ask again.",
+    "bail": "At every turn of a conversation, would the model leave? Beside conversations that nobody should leave.",
     "position_bias": "How much of a choice is its order of showing, template by template, and what one order alone is worth.",
     "steer_then_measure": "Steer along preference directions at several layers and doses, and ask choices and ratings again.",
 }

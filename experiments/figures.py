@@ -22,6 +22,13 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     return figure, _plain_style(figure.add_subplot())
 
 
+def new_panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of several panels side by side, which share the vertical axis."""
+    figure = Figure(figsize=(2.0 + 2.6 * n, height), layout="constrained")
+    panels = figure.subplots(1, n, sharey=True, squeeze=False)[0]
+    return figure, [_plain_style(axes) for axes in panels]
+
+
 def _plain_style(axes: Axes) -> Axes:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
