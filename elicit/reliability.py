@@ -16,7 +16,9 @@ from store.estimates import Estimate
 
 @dataclass(frozen=True)
 class PositionBias:
-    """How much of a choice is due to the order of showing; all in logits, intervals by bootstrap over pairs.
+    """How much of a choice is due to the order of showing; all in logits.
+
+    Intervals allow for pairs that share a task (see `dyadic_estimate`): position is largely a matter of which task it is.
 
     Attributes
     ----------
@@ -46,7 +48,7 @@ class PositionBias:
         return {name: getattr(self, name).to_dict() for name in names}
 
 
-def position_bias(comparisons: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> PositionBias:
+def position_bias(comparisons: pd.DataFrame) -> PositionBias:
     """Separate position from content on pairs that were asked in both orders.
 
     Raises
@@ -67,13 +69,35 @@ def position_bias(comparisons: pd.DataFrame, *, resamples: int = 1000, seed: int
         "order_correlation": lambda rows: _symmetric_correlation(preference_if_first[rows], preference_if_second[rows]),
         "flips": lambda rows: (np.abs(position[rows]) > np.abs(content[rows])).mean(-1),
     }
-    everything = np.arange(len(pairs))
-    resampled = np.random.default_rng(seed).integers(len(pairs), size=(resamples, len(pairs)))
-    estimates = {
-        name: Estimate.from_draws(float(statistic(everything)), statistic(resampled), len(pairs))
-        for name, statistic in statistics.items()
-    }
+    estimates = {name: dyadic_estimate(each, pairs["task_1"], pairs["task_2"]) for name, each in statistics.items()}
     return PositionBias(pairs=pairs, **estimates)
+
+
+def dyadic_estimate(statistic: Callable[[np.ndarray], Any], first: pd.Series, second: pd.Series) -> Estimate:
+    """Estimate a statistic of pairs where pairs that share a task are dependent.
+
+    The variance is the dyadic cluster-robust one (Aronow, Samii & Assenova 2015, equation 3) of the statistic's empirical
+    influence values, never less than if pairs were independent; the interval is that of Student's t with as many degrees
+    of freedom as there are tasks, less one.
+
+    Parameters
+    ----------
+    statistic
+        From the numbers of pairs (an array of them, with repetition) to a value; the last axis is reduced.
+    first, second
+        The two tasks of every pair.
+    """
+    n = len(first)
+    codes, names = pd.factorize(np.concatenate([np.asarray(first), np.asarray(second)]))
+    value = float(statistic(np.arange(n)))
+    left_out = np.array([float(statistic(np.delete(np.arange(n), pair))) for pair in range(n)])
+    influence = (n - 1) * (value - left_out)
+    by_task = np.bincount(codes[:n], influence, len(names)) + np.bincount(codes[n:], influence, len(names))
+    own = float((influence**2).sum())
+    variance = max(float((by_task**2).sum()) - own, own) / n**2 * len(names) / (len(names) - 1)
+    se = float(np.sqrt(variance))
+    margin = float(stats.t.ppf(0.975, len(names) - 1)) * se
+    return Estimate(value, value - margin, value + margin, se, n)
 
 
 def _symmetric_correlation(x: Float[np.ndarray, "... pairs"], y: Float[np.ndarray, "... pairs"]) -> Float[np.ndarray, "..."]:
@@ -158,25 +182,53 @@ def _uncentred_correlation(x: Float[np.ndarray, "... pairs"], y: Float[np.ndarra
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two measures of the same tasks agree; intervals by bootstrap over tasks."""
+    """How far two measures of the same tasks agree; intervals by bootstrap over tasks.
+
+    Attributes
+    ----------
+    pearson, spearman
+        Correlation over tasks.
+    partial
+        Pearson's of what the controls leave of both; None without controls.
+    """
 
     pearson: Estimate
     spearman: Estimate
+    partial: Estimate | None
     tasks: pd.DataFrame
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for summaries."""
-        return {"pearson": self.pearson.to_dict(), "spearman": self.spearman.to_dict()}
+        return {
+            "pearson": self.pearson.to_dict(),
+            "spearman": self.spearman.to_dict(),
+            "partial": self.partial.to_dict() if self.partial else None,
+        }
 
 
-def agreement(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Agreement:
+def agreement(
+    first: pd.DataFrame,
+    second: pd.DataFrame,
+    *,
+    controls: pd.DataFrame | None = None,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Agreement:
     """Correlate two tables of labels, each of one target, over the tasks that both have.
+
+    Parameters
+    ----------
+    controls
+        What both may owe to something else, such as length and origin: numbers, indexed by task id.
 
     Raises
     ------
     ValueError
-        Fewer than four tasks have both labels.
+        A table has several targets, or fewer than four tasks have both labels.
     """
+    for labels in (first, second):
+        if "target" in labels and labels["target"].nunique() > 1:
+            raise ValueError(f"Labels have the targets {sorted(labels['target'].unique())}; agreement is of one target each.")
     tasks = first[["task_id", "value"]].merge(second[["task_id", "value"]], on="task_id", suffixes=("_1", "_2"))
     if len(tasks) < 4:
         raise ValueError(f"{len(tasks)} tasks have both labels; agreement needs at least four.")
@@ -186,11 +238,25 @@ def agreement(first: pd.DataFrame, second: pd.DataFrame, *, resamples: int = 100
     def spearman(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return _correlation(stats.rankdata(a, axis=-1), stats.rankdata(b, axis=-1))
 
+    partial = None
+    if controls is not None:
+        design = np.column_stack([np.ones(len(tasks)), controls.loc[tasks["task_id"]].to_numpy(dtype=float)])
+        draws = [_partial_correlation(x[row], y[row], design[row]) for row in rows]
+        partial = Estimate.from_draws(_partial_correlation(x, y, design), draws, len(tasks))
     return Agreement(
         Estimate.from_draws(float(_correlation(x, y)), _correlation(x[rows], y[rows]), len(tasks)),
         Estimate.from_draws(float(spearman(x, y)), spearman(x[rows], y[rows]), len(tasks)),
+        partial,
         tasks,
     )
+
+
+def _partial_correlation(
+    x: Float[np.ndarray, " n"], y: Float[np.ndarray, " n"], design: Float[np.ndarray, "n controls"]
+) -> float:
+    both = np.column_stack([x, y])
+    rest = both - design @ np.linalg.lstsq(design, both, rcond=None)[0]
+    return float(_correlation(rest[:, 0], rest[:, 1]))
 
 
 def scale_agreement(labels: pd.DataFrame, *, resamples: int = 1000, seed: int = 0) -> Estimate:

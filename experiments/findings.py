@@ -54,8 +54,8 @@ def null_note(estimate: Estimate, what: str, null: float = 0.0) -> str:
     if estimate.differs_from(null):
         return ""
     return (
-        f" The interval contains {null:g}, so no {what} is claimed; with n={estimate.n} the smallest that would be found four "
-        f"times in five is {estimate.smallest_effect:.2f}."
+        f" The interval contains {null:g}, so no {what} is claimed; with n={estimate.n} the smallest that would be found "
+        f"about four times in five is {estimate.smallest_effect:.2f}."
     )
 
 
@@ -86,11 +86,12 @@ def hold_out_finding(held_out: HoldOut) -> Finding:
 
 def agreement_finding(agreement: Agreement, scales_agree: Estimate | None) -> Finding:
     """Whether choices and self-reports measure the same thing."""
+    beyond = f"; given text length and origin, at {plain(agreement.partial)}" if agreement.partial else ""
     among = f" The scales agree among themselves at a mean r of {plain(scales_agree)}." if scales_agree else ""
     return Finding(
         "Self-report",
         f"Choice utilities and self-reports correlate at r = {plain(agreement.pearson)} over {agreement.pearson.n} tasks "
-        f"(rank correlation {plain(agreement.spearman)}).{among}" + null_note(agreement.pearson, "agreement"),
+        f"(rank correlation {plain(agreement.spearman)}){beyond}.{among}" + null_note(agreement.pearson, "agreement"),
         "agreement",
     )
 
@@ -111,20 +112,23 @@ def probe_finding(sweep: ProbeSweep, target: str) -> Finding:
 
 
 def _probe_verdict(best: pd.Series) -> str:
-    smallest = POWER_FACTOR * (best["gain_high"] - best["gain_low"]) / (2 * 1.96)
     if best["p_best"] > 0.05:
         return (
             f"the best of as many probes of permuted labels does as well (p = {best['p_best']:.2f}), so the activations are "
-            f"not shown to know it (an R² of {smallest:.2f} would have been found four times in five)."
+            f"not shown to know it (an R² of about {_smallest(best, 'r2'):.2f} would have been found four times in five)."
         )
     chance = f"permuted labels do not (p = {best['p_best']:.2f})"
     against = f"{_scored(best, 'gain')} against {best['strongest_baseline']}"
     if best["gain_low"] > 0:
         return f"{chance}, and it beats every baseline ({against})."
     return (
-        f"{chance}, but it is not shown to know more than the strongest baseline ({against}; a gain of {smallest:.2f} would "
-        "have been found four times in five)."
+        f"{chance}, but it is not shown to know more than the strongest baseline ({against}; a gain of about "
+        f"{_smallest(best, 'gain'):.2f} would have been found four times in five)."
     )
+
+
+def _smallest(row: pd.Series, name: str) -> float:
+    return POWER_FACTOR * (row[f"{name}_high"] - row[f"{name}_low"]) / (2 * 1.96)
 
 
 def _scored(row: pd.Series, name: str) -> str:
@@ -182,11 +186,14 @@ def _verdict(part: pd.DataFrame) -> str:
     n_random = int(part["n_random"].min())
     if n_random < CONTROLS_NEEDED:
         return f"With fewer than {CONTROLS_NEEDED} random directions nothing is claimed about exceeding them."
-    # Larger than every control, and different from zero over pairs or tasks: either alone happens by chance too often.
-    beyond = part[(part["p_value"] <= 0.05) & ((part["slope_low"] > 0) | (part["slope_high"] < 0))]
+    # Larger than every control, and above zero over pairs or tasks: either alone happens by chance too often.
+    beyond = part[(part["p_value"] <= 0.05) & (part["slope_low"] > 0)]
     if len(beyond):
         names = " and ".join(f"the {_spaced(row['direction'])} (p = {row['p_value']:.2f})" for _, row in beyond.iterrows())
-        return f"Of {len(part)} directions tested, the effect exceeds its controls for {names}."
+        return (
+            f"Of {len(part)} directions tested, the effect exceeds its controls for {names}; p-values are not corrected "
+            "for the number of directions, layers and kinds of question."
+        )
     # To stand out, a slope has to pass the largest random one, and to do so four times in five by .84 standard errors.
     needed = part[["random_low", "random_high"]].abs().max(axis=None) + (POWER_FACTOR - 1.96) * part["slope_se"].max()
     p_values = ", ".join(f"{p:.2f}" for p in part["p_value"])

@@ -10,8 +10,9 @@ from experiments.measuring import ElicitSettings, Preferences, measure_preferenc
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.setup import Setup
-from experiments.steering import Steered, SteerSettings, steer
+from experiments.steering import Steered, SteerSettings, split_tasks, steer
 from interp import LocalModel, capture
+from interp.capture import check_capturable
 from interp.layers import LayerSpec
 from store import ActivationStore
 
@@ -42,10 +43,13 @@ def go_round(settings: LoopSettings, layers: Sequence[LayerSpec], positions: Seq
     """
     setup = Setup.of(settings, settings.load_tasks())
     run, model, tasks = setup.run, setup.model, setup.tasks
+    # What only the model can tell to be wrong is told before anything is asked.
+    positions = list(dict.fromkeys([*positions, settings.steer.position]))
+    model.layers([*layers, *settings.steer.layers])
+    check_capturable(positions)
+    split_tasks(tasks, settings.steer.train_share, settings.seed)
     preferences = measure_preferences(model, tasks, settings.elicit, run)
-    store = cache_activations(
-        model, tasks, [*layers, *settings.steer.layers], list(dict.fromkeys([*positions, settings.steer.position])), run
-    )
+    store = cache_activations(model, tasks, [*layers, *settings.steer.layers], positions, run)
     steered = steer(model, tasks, preferences, store, settings.elicit, settings.steer, run)
     return Loop(settings, run, model, tasks, preferences, store, steered)
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -96,16 +97,23 @@ def measure_preferences(model: LocalModel, tasks: Sequence[Task], settings: Elic
         comparisons=comparisons,
         utilities=utilities,
         held_out=hold_out_accuracy(fitted, comparisons[is_held], seed=seed),
-        bias=position_bias(comparisons, seed=seed),
+        bias=position_bias(comparisons),
         ratings=ratings,
         rating_labels=rating_labels,
         scales_agree=scale_agreement(rating_labels[is_scale], seed=seed) if len(settings.scales) > 1 else None,
-        agreement=agreement(utilities.labels(), rating_labels[~is_scale], seed=seed),
+        agreement=agreement(utilities.labels(), rating_labels[~is_scale], controls=_length_and_origin(tasks), seed=seed),
     )
     run.save_table("comparisons", comparisons)
     run.save_table("ratings", ratings)
     run.save_table("labels", preferences.labels())
     return preferences
+
+
+def _length_and_origin(tasks: Sequence[Task]) -> pd.DataFrame:
+    """What preferences may owe to the mere shape of tasks: the logarithm of their length, and where they come from."""
+    origins = pd.get_dummies(pd.Series([task.origin for task in tasks]), drop_first=True, dtype=float)
+    lengths = [float(np.log(len(task.text))) for task in tasks]
+    return origins.assign(length=lengths).set_axis([task.id for task in tasks], axis=0)
 
 
 def restricted(comparisons: pd.DataFrame, task_ids: Sequence[str]) -> pd.DataFrame:

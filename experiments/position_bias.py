@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import PositionBias, choice, order_averages, position_bias, regular_pairs
+from elicit.reliability import dyadic_estimate
 from elicit.templates import template
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
@@ -22,7 +23,6 @@ from experiments.settings import Settings
 from experiments.setup import Setup
 from store import Estimate
 
-_RESAMPLES = 1000
 _LEAST_PAIRS = 3
 
 
@@ -80,8 +80,8 @@ def run(settings: PositionBiasSettings) -> Result:
         methods=(
             f"{len(pairs)} pairs of {len(setup.tasks)} tasks were asked with {len(settings.templates)} templates, each in both "
             "orders, and the probabilities of both labels read exactly. The position bias of a pair is half the sum of the "
-            "log-odds of the task shown first over its two orders, the content half the difference. Intervals are "
-            f"percentiles of {_RESAMPLES} bootstrap resamples of pairs."
+            "log-odds of the task shown first over its two orders, the content half the difference. Intervals allow for "
+            "pairs that share a task (dyadic cluster-robust)."
         ),
         summary={
             "templates": {name: bias.to_dict() for name, bias in biases.items()},
@@ -95,7 +95,7 @@ def run(settings: PositionBiasSettings) -> Result:
 def _biases(comparisons: pd.DataFrame, seed: int) -> dict[str, PositionBias]:
     """Of the templates that this model answers on format."""
     return {
-        str(name): position_bias(part, resamples=_RESAMPLES, seed=seed)
+        str(name): position_bias(part)
         for name, part in comparisons.groupby("template", sort=False)
         if len(order_averages(part)) >= _LEAST_PAIRS
     }
@@ -118,7 +118,7 @@ def _table(comparisons: pd.DataFrame, biases: Mapping[str, PositionBias]) -> pd.
 def _worth_of_orders(biases: Mapping[str, PositionBias], seed: int) -> tuple[Estimate, Estimate]:
     """Mean correlation over pairs of two templates' preferences: one template asked in one order, and in both.
 
-    The other template is always asked in both. Intervals by bootstrap over pairs, the same resamples for all templates.
+    The other template is always asked in both. Intervals allow for pairs that share a task.
     """
     tables = [bias.pairs.set_index(["task_1", "task_2"]) for bias in biases.values()]
     shared = tables[0].index
@@ -131,25 +131,23 @@ def _worth_of_orders(biases: Mapping[str, PositionBias], seed: int) -> tuple[Est
     position = np.stack([table.loc[shared, "position"].to_numpy() for table in tables])
     # Which task of a pair is shown first in the one order that is asked is a coin.
     coin = np.where(np.random.default_rng(seed).random(len(shared)) < 0.5, 1.0, -1.0)
-    rows = np.random.default_rng([seed, 1]).integers(len(shared), size=(_RESAMPLES, len(shared)))
-    everything = np.arange(len(shared))[None]
 
-    def mean_correlation(first: Float[np.ndarray, "templates pairs"], rows: np.ndarray) -> np.ndarray:
+    def mean_correlation(first: Float[np.ndarray, "templates pairs"], rows: np.ndarray) -> float:
         values = [
-            _uncentred(first[i][rows], content[j][rows]) for i in range(len(tables)) for j in range(len(tables)) if i != j
+            _uncentred(first[i, rows], content[j, rows]) for i in range(len(tables)) for j in range(len(tables)) if i != j
         ]
-        return np.mean(values, axis=0)
+        return float(np.mean(values))
 
-    estimates = []
-    for first in (content + coin * position, content):
-        estimates.append(
-            Estimate.from_draws(float(mean_correlation(first, everything)[0]), mean_correlation(first, rows), len(shared))
-        )
-    return estimates[0], estimates[1]
+    tasks = shared.to_frame(index=False)
+    one, two = (
+        dyadic_estimate(lambda rows, first=first: mean_correlation(first, rows), tasks["task_1"], tasks["task_2"])
+        for first in (content + coin * position, content)
+    )
+    return one, two
 
 
-def _uncentred(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
+def _uncentred(x: np.ndarray, y: np.ndarray) -> float:
+    return float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
 
 
 def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:

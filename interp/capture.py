@@ -51,12 +51,7 @@ def capture(
     """
     if len(questions) != len(task_ids):
         raise ValueError(f"{len(questions)} questions but {len(task_ids)} task ids; expected one id for each question.")
-    where = [Positions.parse(position) for position in positions]
-    if several := [str(each) for each in where if not each.has_one_row]:
-        raise ValueError(
-            f"The positions {several} have one row for every token; a store keeps one row a task. "
-            "Name a reduction (task_mean, task_last), or read them with model.residuals(...)."
-        )
+    where = check_capturable(positions)
     jobs = [Job(model.render(question), model.intervention) for question in questions]
     for job, task_id in zip(jobs, task_ids, strict=True):
         if model.context_length is not None and len(job.rendered.token_ids) > model.context_length:
@@ -81,6 +76,23 @@ def capture(
             _fill(model, [jobs[slot] for slot in slots], slots, where, writer)
             writer.write_norms()
     return ActivationStore(path)
+
+
+def check_capturable(positions: Sequence[str]) -> list[Positions]:
+    """Parse positions, each of which must have one row a prompt.
+
+    Raises
+    ------
+    ValueError
+        One is not in the grammar, or has a row for every token.
+    """
+    where = [Positions.parse(position) for position in positions]
+    if several := [str(each) for each in where if not each.has_one_row]:
+        raise ValueError(
+            f"The positions {several} have one row for every token (a name without _mean, _last or _first is all of a span); a "
+            "store keeps one row a task. Name a reduction (task_mean, task_last), or read them with model.residuals(...)."
+        )
+    return where
 
 
 def _fill(

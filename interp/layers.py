@@ -13,7 +13,7 @@ def resolve_layers(layers: LayerSpec | Sequence[LayerSpec], n_layers: int) -> tu
     Parameters
     ----------
     layers
-        `"all"`, or any of: a block index (negative counts from the end), a fraction f in [0, 1] meaning block
+        `"all"`, or any of: a block index, a fraction f in [0, 1] meaning block
         `min(floor(f * n_layers), n_layers - 1)`, a range `"5:20:5"`, or `"embed"` for the stream before block 0.
     n_layers
         Number of blocks in the model.
@@ -42,10 +42,7 @@ def resolve_layer(layer: LayerSpec, n_layers: int) -> int:
 
 
 def _resolve(layer: LayerSpec, n_layers: int) -> list[int]:
-    hint = (
-        f"expected 0 to {n_layers - 1} (or -1 to -{n_layers} from the end), a fraction in [0, 1], a range such as "
-        "'5:20:5', 'embed' or 'all'"
-    )
+    hint = f"expected 0 to {n_layers - 1}, a fraction in [0, 1], a range such as '5:20:5', 'embed' or 'all'"
     match layer:
         case "all":
             return list(range(n_layers))
@@ -67,9 +64,9 @@ def _resolve(layer: LayerSpec, n_layers: int) -> list[int]:
                 raise ValueError(f"Layer fraction {layer} is outside [0, 1]; {hint}.")
             return [min(int(layer * n_layers), n_layers - 1)]
         case int():
-            if not -n_layers <= layer < n_layers:
+            if not 0 <= layer < n_layers:
                 raise ValueError(f"Layer {layer} is outside this model of {n_layers} blocks; {hint}.")
-            return [layer % n_layers]
+            return [layer]
 
 
 __all__ = ["EMBED", "LayerSpec", "layer_name", "resolve_layer", "resolve_layers"]

@@ -114,8 +114,14 @@ class LocalModel:
                 )
         except OSError as error:
             raise embedded.MissingModel(f"Cannot load the model {name!r}. {_ways_out(name)} Reason: {error}") from error
+        try:
+            model.to(where)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(
+                f"The device is {device!r}; expected auto, cpu, cuda or cuda:N on this machine ({error})."
+            ) from error
         shown = Path(name).name if Path(name).exists() else name
-        return cls(model.to(where), tokenizer, name=shown, layout=layout, tokens_per_batch=tokens_per_batch)
+        return cls(model, tokenizer, name=shown, layout=layout, tokens_per_batch=tokens_per_batch)
 
     def __repr__(self) -> str:
         return (

@@ -27,11 +27,11 @@ class ProbeSweep:
     ----------
     table
         One row per features x target. `features` is `residual` (with layer and position), `random activations`,
-        `prompt length` or `origin means`. `r2` is measured against predicting the training mean; every score has a 95 %
-        interval from a bootstrap over tasks (`_low`, `_high`). `gain` is the R2 above that of the `strongest_baseline`,
-        its interval paired over tasks. `shuffled_r2` and `shuffled_r2_95` are mean and 95th percentile over permuted
-        labels, `p_value` the share of permutations that do as well. `ceiling` is the R2 that the labels' own
-        uncertainty allows.
+        `prompt length`, `origin means` or `length and origins`. `r2` is measured against predicting the training mean; every
+        score has a 95 % interval from a bootstrap over tasks (`_low`, `_high`). `gain` is the R2 above that of the
+        `strongest_baseline`, its interval paired over tasks. `shuffled_r2` and `shuffled_r2_95` are mean and 95th percentile
+        over permuted labels, `p_value` the share of permutations that do as well. `ceiling` is the R2 that the labels' own
+        uncertainty allows, missing where that is not known.
     predictions
         Held-out prediction of every task, for the residual rows.
     max_null
@@ -196,7 +196,7 @@ class _Split:
         for fold in np.unique(folds):
             means[folds == fold] = targets[folds != fold].mean(axis=0)
         counts = random.multinomial(len(values), np.full(len(values), 1 / len(values)), size=resamples).astype(float)
-        noise = np.nan_to_num(labels["se"].to_numpy(dtype=float)) ** 2
+        noise = labels["se"].to_numpy(dtype=float) ** 2  # missing where it is not known; so is the ceiling then
         ceiling = float(np.clip(1 - noise.mean() / values.var(ddof=1), 0, 1))
         return cls(values, targets, folds, (targets - means) ** 2, counts, ceiling)
 
@@ -266,7 +266,9 @@ def _baselines(
         "prompt length": [np.stack([lengths, np.log(lengths)], axis=1)],
     }
     if origins is not None:
-        found["origin means"] = [pd.get_dummies(pd.Series([origins[task] for task in task_ids])).to_numpy(dtype=float)]
+        means = pd.get_dummies(pd.Series([origins[task] for task in task_ids])).to_numpy(dtype=float)
+        found["origin means"] = [means]
+        found["length and origins"] = [np.column_stack([found["prompt length"][0], means])]
     return found
 
 

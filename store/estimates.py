@@ -23,7 +23,7 @@ class Estimate:
     se
         Standard error.
     n
-        Number of independent units behind it (pairs, tasks).
+        Number of units behind it (pairs, tasks).
     """
 
     value: float

@@ -249,3 +249,18 @@ def test_scale_agreement_is_the_mean_correlation_between_scales():
     assert scale_agreement(labels).value == pytest.approx(expected)
     with pytest.raises(ValueError, match="1 scales"):
         scale_agreement(label_frame(values[0]))
+
+
+def test_the_interval_of_position_bias_covers_it_where_position_is_a_matter_of_the_task():
+    covered = 0
+    for seed in range(40):
+        random = np.random.default_rng(seed)
+        own = dict(zip(ids(40), random.normal(-0.24, 0.5, 40), strict=True))
+        rows = []
+        for a, b in regular_pairs(ids(40), 4, seed):
+            bias = (own[a] + own[b]) / 2 + 0.2 * random.normal()
+            rows += [(a, b, "w", 0, "chose", 1.0, bias, 0.5), (b, a, "w", 0, "chose", 1.0, bias, 0.5)]
+        columns = ["first", "second", "template", "draw", "outcome", "mass", "logit", "p_first"]
+        bias = position_bias(pd.DataFrame(rows, columns=columns))
+        covered += bias.mean.low < -0.24 < bias.mean.high
+    assert covered >= 35  # a bootstrap over pairs covers 33

