@@ -69,11 +69,20 @@ def position_bias(comparisons: pd.DataFrame) -> PositionBias:
         "order_correlation": lambda rows: _symmetric_correlation(preference_if_first[rows], preference_if_second[rows]),
         "flips": lambda rows: (np.abs(position[rows]) > np.abs(content[rows])).mean(-1),
     }
-    estimates = {name: dyadic_estimate(each, pairs["task_1"], pairs["task_2"]) for name, each in statistics.items()}
+    bounds = {"spread": (0, np.inf), "content": (0, np.inf), "order_correlation": (-1, 1), "flips": (0, 1)}
+    estimates = {
+        name: dyadic_estimate(each, pairs["task_1"], pairs["task_2"], bounds.get(name, (-np.inf, np.inf)))
+        for name, each in statistics.items()
+    }
     return PositionBias(pairs=pairs, **estimates)
 
 
-def dyadic_estimate(statistic: Callable[[np.ndarray], Any], first: pd.Series, second: pd.Series) -> Estimate:
+def dyadic_estimate(
+    statistic: Callable[[np.ndarray], Any],
+    first: pd.Series,
+    second: pd.Series,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Estimate:
     """Estimate a statistic of pairs where pairs that share a task are dependent.
 
     The variance is the dyadic cluster-robust one (Aronow, Samii & Assenova 2015, equation 3) of the statistic's empirical
@@ -86,6 +95,8 @@ def dyadic_estimate(statistic: Callable[[np.ndarray], Any], first: pd.Series, se
         From the numbers of pairs (an array of them, with repetition) to a value; the last axis is reduced.
     first, second
         The two tasks of every pair.
+    bounds
+        Least and greatest possible value; the interval is cut there.
     """
     n = len(first)
     codes, names = pd.factorize(np.concatenate([np.asarray(first), np.asarray(second)]))
@@ -97,7 +108,7 @@ def dyadic_estimate(statistic: Callable[[np.ndarray], Any], first: pd.Series, se
     variance = max(float((by_task**2).sum()) - own, own) / n**2 * len(names) / (len(names) - 1)
     se = float(np.sqrt(variance))
     margin = float(stats.t.ppf(0.975, len(names) - 1)) * se
-    return Estimate(value, value - margin, value + margin, se, n)
+    return Estimate(value, max(value - margin, bounds[0]), min(value + margin, bounds[1]), se, n)
 
 
 def _symmetric_correlation(x: Float[np.ndarray, "... pairs"], y: Float[np.ndarray, "... pairs"]) -> Float[np.ndarray, "..."]:
