@@ -108,10 +108,17 @@ def _rates(method: str, turns: pd.DataFrame) -> dict[str, Any]:
     row: dict[str, Any] = {"method": method}
     for name, estimate in (("rate", left), ("control_rate", false)):
         row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high, f"{name}_n": estimate.n}
-    row["beyond_controls"] = max(0.0, (left.value - false.value) / (1 - false.value)) if false.value < 1 else np.nan
+    # The interval takes the ends of the two rates at their worst against each other, so it is wide rather than narrow.
+    row["beyond_controls"] = _beyond(left.value, false.value)
+    row["beyond_controls_low"], row["beyond_controls_high"] = _beyond(left.low, false.high), _beyond(left.high, false.low)
     row["mean_mass"] = float((turns["p_leave"] + turns["p_stay"]).mean())
     row["p_leave_most"] = float(turns["p_leave"].max())
     return row
+
+
+def _beyond(rate: float, false: float) -> float:
+    """The rate at which leaving is meant, if as many as in the controls would have left anyway."""
+    return max(0.0, (rate - false) / (1 - false)) if false < 1 else np.nan
 
 
 def _effect(turns: pd.DataFrame, seed: int) -> Estimate:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from elicit.context import Context
 from elicit.tasks import Task
-from elicit.templates import template
+from elicit.templates import Template, template
 from store.records import Answer, Outcome, Question
 
 COMPARISON_COLUMNS = ("first", "second", "template", "draw", "outcome", "mass", "logit", "p_first")
@@ -41,8 +41,14 @@ def questions(
     ValueError
         A pair has one task twice, or the wording is unknown.
     """
+    return pair_questions(tasks, pairs, template("choice", wording), context, both_orders)
+
+
+def pair_questions(
+    tasks: Sequence[Task], pairs: Iterable[tuple[str, str]], chosen: Template, context: Context, both_orders: bool
+) -> list[Question]:
+    """Fill a template that shows two tasks, `task_a` and `task_b`, with pairs; see `questions`."""
     by_id = {task.id: task.text for task in tasks}
-    chosen = template("choice", wording)
     return [
         question
         for first, second in orders(pairs, by_id, both_orders)

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from elicit.context import Context
-from elicit.modes.choice import orders
+from elicit.modes.choice import pair_questions
 from elicit.tasks import Task
 from elicit.templates import template
 from store.records import Answer, Outcome, Question, Sampling
@@ -30,15 +30,7 @@ def questions(
     """
     if context.sampling is None:
         raise ValueError("A completion preference is sampled text; expected a context with sampling=Sampling(...).")
-    by_id = {task.id: task.text for task in tasks}
-    chosen = template("completion_choice", wording)
-    return [
-        question
-        for first, second in orders(pairs, by_id, both_orders)
-        for question in context.questions(
-            chosen, {"task_a": by_id[first], "task_b": by_id[second]}, {"first": first, "second": second}
-        )
-    ]
+    return pair_questions(tasks, pairs, template("completion_choice", wording), context, both_orders)
 
 
 def stated(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:

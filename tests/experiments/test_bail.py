@@ -26,6 +26,7 @@ def test_a_conversation_counts_once_and_false_alarms_are_taken_away():
     rates = _rates("tag", table)
     assert rates["rate"] == 0.75 and rates["rate_n"] == 4 and rates["control_rate"] == pytest.approx(1 / 3)
     assert rates["beyond_controls"] == pytest.approx((0.75 - 1 / 3) / (1 - 1 / 3))
+    assert rates["beyond_controls_low"] <= rates["beyond_controls"] <= rates["beyond_controls_high"] <= rates["rate_high"]
     assert rates["rate_low"] < 0.75 < rates["rate_high"]
 
 
