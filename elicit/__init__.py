@@ -4,6 +4,8 @@ from elicit.balance import sample_templates
 from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
 from elicit.follow_up import follow_up, reasoned
+from elicit.hub import load_hub_tasks
+from elicit.judged import read_by_judge
 from elicit.modes import bail, choice, choice_after, completion, completion_choice, judge, opt_out, ranking, rating, refusal
 from elicit.pairs import order_averages
 from elicit.rates import clustered_rate, rate
@@ -18,7 +20,9 @@ from elicit.tasks import (
     calibration_tasks,
     load_tasks,
     null_tasks,
+    read_ids,
     sample_tasks,
+    select_tasks,
     task_question,
 )
 from elicit.templates import template, templates
@@ -51,6 +55,7 @@ __all__ = [
     "hold_out",
     "hold_out_accuracy",
     "judge",
+    "load_hub_tasks",
     "load_tasks",
     "null_tasks",
     "opt_out",
@@ -59,11 +64,14 @@ __all__ = [
     "ranking",
     "rate",
     "rating",
+    "read_by_judge",
+    "read_ids",
     "reasoned",
     "refusal",
     "regular_pairs",
     "sample_tasks",
     "sample_templates",
+    "select_tasks",
     "task_question",
     "template",
     "templates",

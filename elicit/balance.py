@@ -1,6 +1,6 @@
 """Balanced samples of templates: every level of every axis equally often, and pairs of levels as evenly as can be."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -11,7 +11,13 @@ _ROUNDS = 40
 
 
 def sample_templates(
-    mode: str, n: int, axes: Sequence[str], *, fixed: Mapping[str, str] | None = None, seed: int = 0
+    mode: str,
+    n: int,
+    axes: Sequence[str],
+    *,
+    fixed: Mapping[str, str] | None = None,
+    without: Mapping[str, Collection[str]] | None = None,
+    seed: int = 0,
 ) -> list[str]:
     """Names of `n` templates that vary on the given axes.
 
@@ -22,22 +28,27 @@ def sample_templates(
     ----------
     fixed
         Levels of other axes; the rest stay at their defaults.
+    without
+        Levels that are left out, by axis.
 
     Raises
     ------
     TemplateError
-        An axis is unknown, or none is given.
+        An axis is unknown, or none is given, or no level of one is left.
     """
     wordings = templates(mode)
     if unknown := [axis for axis in [*axes, *(fixed or {})] if axis not in wordings.axes]:
         raise TemplateError(f"Mode {mode!r} has no axes {unknown}; expected some of {list(wordings.axes)}.")
     if not axes or n < 1:
         raise TemplateError(f"{n} templates that vary on {list(axes)}; expected at least one of each.")
-    sizes = [len(wordings.axes[axis]) for axis in axes]
+    levels = {axis: [level for level in wordings.axes[axis] if level not in (without or {}).get(axis, ())] for axis in axes}
+    if empty := [axis for axis in axes if not levels[axis]]:
+        raise TemplateError(f"No level is left of the axes {empty} of mode {mode!r}; expected at least one of each.")
+    sizes = [len(levels[axis]) for axis in axes]
     design = balanced_design(sizes, n, seed)
     start = wordings.defaults | dict(fixed or {})
     return [
-        wordings.name(start | {axis: wordings.axes[axis][level] for axis, level in zip(axes, row, strict=True)})
+        wordings.name(start | {axis: levels[axis][level] for axis, level in zip(axes, row, strict=True)})
         for row in design.tolist()
     ]
 

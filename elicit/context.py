@@ -54,6 +54,7 @@ class Context:
                 draw=draw,
                 thinking=self.thinking,
                 minimum_mass=template.minimum_mass if template.points else 0.0,
+                refusals=template.refusals if template.points else (),
                 measures={"mode": template.mode, "template": template.name, **measures},
             )
             for draw in range(self.n_draws if self.sampling else 1)

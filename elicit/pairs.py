@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 PAIR_COLUMNS = ("task_1", "task_2", "content", "position", "n_templates")
 
@@ -40,3 +41,9 @@ def order_averages(comparisons: pd.DataFrame) -> pd.DataFrame:
         content=("content", "mean"), position=("position", "mean"), n_templates=("content", "size")
     )
     return averaged.reset_index()[list(PAIR_COLUMNS)]
+
+
+def uncentred_correlation(x: Float[np.ndarray, "... pairs"], y: Float[np.ndarray, "... pairs"]) -> Float[np.ndarray, "..."]:
+    """Correlation about zero: which task of a pair comes first is arbitrary, so preferences have no meaningful mean."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))

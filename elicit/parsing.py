@@ -67,6 +67,8 @@ def read_text(text: str, options: Sequence[Option], *, truncated: bool) -> tuple
     unfinished = Outcome.TRUNCATED if truncated else Outcome.OFF_FORMAT
     if not options:
         return (Outcome.TRUNCATED if truncated else Outcome.CHOSE), None
+    if truncated and _may_go_on(text, options):
+        return Outcome.TRUNCATED, None
     names = _Names.of(options)
     said = _clean(text)
     if label := names.exactly(said):
@@ -93,6 +95,12 @@ def read_text(text: str, options: Sequence[Option], *, truncated: bool) -> tuple
     if len(candidates) == 2 and last and _CORRECTION.search(plain):
         return Outcome.CHOSE, last
     return unfinished, None
+
+
+def _may_go_on(text: str, options: Sequence[Option]) -> bool:
+    """Whether a text stops within a number that could still become another option: 1 of 10."""
+    number = re.search(r"-?\d+$", text)
+    return number is not None and any(option.label != number[0] and option.label.startswith(number[0]) for option in options)
 
 
 @dataclass(frozen=True)

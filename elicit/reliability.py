@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import special, stats
 
-from elicit.pairs import order_averages
+from elicit.pairs import order_averages, uncentred_correlation
 from elicit.utilities import Utilities
 from store.estimates import Estimate
 
@@ -175,8 +175,8 @@ def hold_out_accuracy(utilities: Utilities, comparisons: pd.DataFrame, *, resamp
     return HoldOut(
         Estimate.from_draws(right.mean(), right[rows].mean(-1), len(pairs)),
         Estimate.from_draws(
-            float(_uncentred_correlation(predicted, measured)),
-            _uncentred_correlation(predicted[rows], measured[rows]),
+            float(uncentred_correlation(predicted, measured)),
+            uncentred_correlation(predicted[rows], measured[rows]),
             len(pairs),
         ),
         Estimate.from_draws(loss.mean(), loss[rows].mean(-1), len(pairs)),
@@ -184,11 +184,6 @@ def hold_out_accuracy(utilities: Utilities, comparisons: pd.DataFrame, *, resamp
         float(floor.mean()),
         pairs.assign(predicted=predicted),
     )
-
-
-def _uncentred_correlation(x: Float[np.ndarray, "... pairs"], y: Float[np.ndarray, "... pairs"]) -> Float[np.ndarray, "..."]:
-    """Correlation about zero: which task of a pair comes first is arbitrary, so both differences have mean zero."""
-    return (x * y).sum(-1) / np.sqrt((x**2).sum(-1) * (y**2).sum(-1))
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,11 @@ def _by_respondent(keys: Sequence[str], missing: dict[str, tuple[Respondent, Que
 def _read(question: Question, answer: Answer) -> Answer:
     """What an answer implies for this question: derived anew on every read, so that the log holds only what was said."""
     if answer.log_probs:
-        return Answer.exact(question, answer.log_probs)
+        return Answer.exact(question, answer.raw_log_probs)
     if answer.text is None or answer.error is not None:
         return answer
-    outcome, choice = read_text(answer.text, question.options, truncated=answer.truncated)
+    # The end of the prefill is part of what was said: "I would rather do Task" makes an answer of "B rather than".
+    start = question.prefill.rpartition("\n")[2]
+    space = " " if start[-1:].isalnum() and answer.text[:1].isalnum() else ""
+    outcome, choice = read_text(start + space + answer.text, question.options, truncated=answer.truncated)
     return replace(answer, outcome=outcome, choice=choice)

@@ -88,15 +88,29 @@ def load_tasks(path: str | Path) -> list[Task]:
     path = Path(path)
     if not path.exists():
         raise TaskError(f"There is no task file {path}.")
+    tasks = checked_tasks(_rows(path), str(path), "line")
+    if not tasks:
+        raise TaskError(f'{path} has no tasks; expected one a line, for instance {{"id": "t1", "text": "Write a haiku."}}.')
+    return tasks
+
+
+def checked_tasks(rows: Iterable[tuple[int, Mapping[str, Any]]], where: str, unit: str) -> list[Task]:
+    """Make tasks of numbered rows.
+
+    Raises
+    ------
+    TaskError
+        A row lacks an id, repeats one, or has no text; every such row is named by its number in `unit`s.
+    """
     tasks: list[Task] = []
     problems: list[str] = []
     seen: dict[str, int] = {}
-    for line, row in _rows(path):
-        problem = _problem(row, seen)
+    for number, row in rows:
+        problem = _problem(row, seen, unit)
         if problem:
-            problems.append(f"line {line}: {problem}")
+            problems.append(f"{unit} {number}: {problem}")
             continue
-        seen[row["id"]] = line
+        seen[row["id"]] = number
         meta = {name: value for name, value in row.items() if name not in _FIELDS}
         messages = tuple(Message(turn["role"], turn["content"]) for turn in _turns(row))
         text = transcript(messages) if messages else row["text"]
@@ -104,10 +118,45 @@ def load_tasks(path: str | Path) -> list[Task]:
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise TaskError(f"{path} has {len(problems)} bad rows:\n  {shown}{more}")
-    if not tasks:
-        raise TaskError(f'{path} has no tasks; expected one a line, for instance {{"id": "t1", "text": "Write a haiku."}}.')
+        raise TaskError(f"{where} has {len(problems)} bad rows:\n  {shown}{more}")
     return tasks
+
+
+def read_ids(path: str | Path) -> list[str]:
+    """Read task ids from a text file, one a line; empty lines and what follows a # are left out.
+
+    Raises
+    ------
+    TaskError
+        There is no such file, or no id in it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise TaskError(f"There is no file of task ids {path}.")
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    ids = [line for line in lines if line]
+    if not ids:
+        raise TaskError(f"{path} has no task ids; expected one a line.")
+    return ids
+
+
+def select_tasks(
+    tasks: Sequence[Task], include: Sequence[str] | None = None, exclude: Sequence[str] | None = None
+) -> list[Task]:
+    """Keep only the tasks to include, if any are named, and leave out those to exclude.
+
+    Raises
+    ------
+    TaskError
+        An id to include is unknown, or none of those to exclude is known.
+    """
+    known = {task.id for task in tasks}
+    if unknown := [task_id for task_id in include or () if task_id not in known]:
+        raise TaskError(f"{len(unknown)} ids to include are not among the {len(known)} tasks, for instance {unknown[:3]}.")
+    if exclude and not known.intersection(exclude):
+        raise TaskError(f"None of the {len(exclude)} ids to exclude is among the tasks, for instance {list(exclude)[:3]}.")
+    wanted = known if include is None else set(include)
+    return [task for task in tasks if task.id in wanted and task.id not in set(exclude or ())]
 
 
 def sample_tasks(tasks: Sequence[Task], per_origin: int, seed: int = 0, origins: Iterable[str] | None = None) -> list[Task]:
@@ -177,7 +226,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise TaskError(f"{path} is a {other or 'nameless'} file; expected .jsonl, .csv or .parquet.")
 
 
-def _problem(row: Mapping[str, Any], seen: Mapping[str, int]) -> str | None:
+def _problem(row: Mapping[str, Any], seen: Mapping[str, int], unit: str) -> str | None:
     if "_problem" in row:
         return row["_problem"]
     for name in ("id",) if _turns(row) else ("id", "text"):
@@ -186,7 +235,7 @@ def _problem(row: Mapping[str, Any], seen: Mapping[str, int]) -> str | None:
         if not row[name].strip():
             return f"{name} is empty"
     if row["id"] in seen:
-        return f"id {row['id']!r} was used on line {seen[row['id']]} already"
+        return f"id {row['id']!r} was used on {unit} {seen[row['id']]} already"
     return _problem_of_turns(_turns(row))
 
 

@@ -84,6 +84,8 @@ class Template:
         What must follow an answer: nothing, one of these, or, for `numbers`, something that ends a number.
     minimum_mass
         Least raw probability on the options for an answer to count as on format.
+    refusals
+        Openings of an answer that picks none of the options.
     """
 
     mode: str
@@ -95,6 +97,7 @@ class Template:
     points: tuple[ScalePoint, ...]
     terminators: tuple[str, ...] | Literal["numbers"]
     minimum_mass: float
+    refusals: tuple[str, ...]
 
     def fill(self, values: Mapping[str, str], after: int = 0) -> tuple[tuple[Message, ...], tuple[Span, ...]]:
         """Put values in place of the fields.
@@ -140,6 +143,11 @@ class Template:
 def surface_forms(label: str) -> tuple[str, ...]:
     """A label with and without a space before it."""
     return f" {label}", label
+
+
+def _spellings(word: str) -> tuple[str, ...]:
+    """A word with and without a capital, and with and without a space before it."""
+    return tuple(dict.fromkeys(form for each in (word, word.capitalize()) for form in surface_forms(each)))
 
 
 class _Document(_Strict):
@@ -262,6 +270,7 @@ class Wordings:
             _Points(options=options).written_out(),  # pyright: ignore[reportArgumentType]
             terminators if terminators == NUMBERS else tuple(terminators),
             self.minimum_mass,
+            tuple(form for word in self._pick("refusals", levels) for form in _spellings(str(word))),
         )
 
     def _pick(self, piece: str, levels: Mapping[str, str]) -> Any:

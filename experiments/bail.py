@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from elicit import Task, bail, builtin_conversations, calibration_tasks, clustered_rate, load_tasks
+from elicit import Task, bail, builtin_conversations, calibration_tasks, clustered_rate
 from experiments import figures as plots
 from experiments.findings import Finding, plain
 from experiments.publish import Result, publish
@@ -30,7 +30,11 @@ class BailSettings(Settings):
     QUICK: ClassVar[Mapping[str, Any]] = {"per_origin": 3, "out": Path("runs/bail_quick")}
 
     out: Path = Field(default=Path("runs/bail"), description="Run directory. The same one continues, or repeats at no cost.")
-    tasks: str = Field(default="builtin", description="builtin, or a .jsonl file of conversations (id, messages, origin).")
+    tasks: tuple[str, ...] = Field(
+        default=("builtin",),
+        min_length=1,
+        description="builtin, or .jsonl files of conversations (id, messages, origin); requests count as one turn.",
+    )
     per_origin: int = Field(default=12, ge=1, description="At most so many conversations of each origin.")
     methods: tuple[Method, ...] = Field(default=("tag", "string", "tool"), min_length=1, description="How leaving is said.")
     controls: tuple[str, ...] = Field(
@@ -40,7 +44,7 @@ class BailSettings(Settings):
 
     def load_tasks(self) -> list[Task]:
         """Conversations, at most `per_origin` of each origin, and the requests for calibration."""
-        available = [*builtin_conversations(), *calibration_tasks()] if self.tasks == "builtin" else load_tasks(self.tasks)
+        available = self.available_tasks(lambda: [*builtin_conversations(), *calibration_tasks()])
         wanted = [task for task in available if not self.origins or task.origin in self.origins]
         random = np.random.default_rng(self.seed)
         chosen: list[Task] = []

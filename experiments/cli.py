@@ -10,8 +10,16 @@ from typing import Any
 EXPERIMENTS = {
     "demo": "The whole loop on a small model: ask, read, probe, steer, ask again.",
     "bail": "At every turn of a conversation, would the model leave? Beside conversations that nobody should leave.",
+    "opt_out": "Which tasks would the model sooner not do? Beside requests that nobody should decline.",
     "position_bias": "How much of a choice is its order of showing, template by template, and what one order alone is worth.",
+    "refusal_correlation": "Is what a model refuses what it would rather not do, or says it dislikes?",
+    "scale_discrimination": "Which scales of self-report tell tasks apart (KL), and do so again in other words (ICC).",
+    "seed_sensitivity": "What depends on chance: seeds of sampled answers beside exact ones, and seeds of the design.",
+    "self_vs_cross": "Models, or steered views of one, rate each other's work and their own.",
     "steer_then_measure": "Steer along preference directions at several layers and doses, and ask choices and ratings again.",
+    "sysprompt_grid": "System prompts while a task is done, crossed with system prompts while it is rated.",
+    "sysprompt_variation": "How system prompts of six kinds move what is chosen over what.",
+    "template_sensitivity": "How far preferences depend on how they are asked, over a balanced sample of templates.",
 }
 """Experiments by name; each is a module with SETTINGS and run(settings)."""
 
@@ -26,6 +34,7 @@ COMMANDS = {
 _EPILOGUE = """
 penchant EXPERIMENT --help        what an experiment does, and every setting
 penchant EXPERIMENT --quick       a version of it that takes a few minutes on a laptop
+penchant EXPERIMENT --dry-run     how many questions, tokens and minutes it would take, with any other flags; asks nothing
 penchant EXPERIMENT --config F    settings from a YAML file; flags override it, e.g. --per-origin 20 --steer.doses -0.2 0.2
 Answers, activations and reports go to the run directory (--out). Running the same again continues or repeats at no cost."""
 
@@ -67,10 +76,16 @@ def _dispatch(name: str, rest: Sequence[str]) -> int:
 
 
 def run_experiment(name: str, arguments: Sequence[str]) -> None:
-    """Configure an experiment from a YAML file and flags, run it, and print its screen."""
+    """Configure an experiment from a YAML file and flags, run it (or only plan it), and print its screen."""
     module = importlib.import_module(f"experiments.{name}")
-    result = module.run(parse_settings(name, module.SETTINGS, arguments))
-    print(result.screen)
+    rest = [argument for argument in arguments if argument != "--dry-run"]
+    settings = parse_settings(name, module.SETTINGS, rest)
+    if len(rest) < len(arguments):
+        from experiments.dry_run import dry_run
+
+        print(dry_run(module, settings).screen)
+        return
+    print(module.run(settings).screen)
 
 
 def parse_settings(name: str, settings: type[Any], arguments: Sequence[str]) -> Any:
@@ -100,7 +115,7 @@ def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
 def _description(name: str) -> str:
     return (
         f"{EXPERIMENTS[name]} Settings may come from a YAML file (--config FILE) or be those of a short look (--quick); the "
-        "flags below override them."
+        "flags below override them. --dry-run says how many questions, tokens and minutes it would take, and asks nothing."
     )
 
 

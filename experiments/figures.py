@@ -1,9 +1,10 @@
 """Figures: one function a plot, from result tables to a matplotlib Figure with named axes, units and n."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,10 +23,10 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
     return figure, _plain_style(figure.add_subplot())
 
 
-def new_panels(n: int, height: float) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of several panels side by side, which share the vertical axis."""
+def new_panels(n: int, height: float, *, share_y: bool = True) -> tuple[Figure, list[Axes]]:
+    """Return an empty figure of several panels side by side, which may share the vertical axis."""
     figure = Figure(figsize=(2.0 + 2.6 * n, height), layout="constrained")
-    panels = figure.subplots(1, n, sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, n, sharey=share_y, squeeze=False)[0]
     return figure, [_plain_style(axes) for axes in panels]
 
 
@@ -111,17 +112,21 @@ def hold_out_figure(held_out: HoldOut) -> Figure:
 def agreement_figure(agreement: Agreement, origins: Mapping[str, str]) -> Figure:
     """Utilities from choices against self-reports."""
     figure, axes = new_axes(6.0, 4.4)
-    tasks = agreement.tasks.assign(origin=agreement.tasks["task_id"].map(origins))
-    colours = _colours(origins)
-    for name, part in tasks.groupby("origin"):
-        axes.scatter(part["value_1"], part["value_2"], s=16, color=colours[str(name)], label=name)
+    scatter_by_origin(axes, agreement.tasks, origins)
     axes.set(
         xlabel="utility from choices (logits)",
         ylabel="self-report (mean of standardised scales)",
-        title=f"Two measures of the same {len(tasks)} tasks",
+        title=f"Two measures of the same {len(agreement.tasks)} tasks",
     )
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
+
+
+def scatter_by_origin(axes: Axes, tasks: pd.DataFrame, origins: Mapping[str, str]) -> None:
+    """Draw `value_2` against `value_1` of every task, in the colour of its origin."""
+    colours = _colours(origins)
+    for name, part in tasks.assign(origin=tasks["task_id"].map(origins)).groupby("origin"):
+        axes.scatter(part["value_1"], part["value_2"], s=16, color=colours[str(name)], label=name)
 
 
 def probe_figure(sweep: ProbeSweep, target: str) -> Figure:
@@ -202,4 +207,44 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
         f"{heading} (n={int(tested['n'].max())} {unit_name}; lines: 95 % intervals; red ring: off format)", fontsize=10
     )
     axes.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def heatmap(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Sequence[str],
+    columns: Sequence[str],
+    title: str,
+    label: str,
+    *,
+    digits: int = 2,
+) -> Figure:
+    """A matrix of correlations or signed effects as colours, symmetric about zero, each cell with its number."""
+    n_rows, n_columns = values.shape
+    longest = max(map(len, rows))
+    figure = Figure(figsize=(1.8 + 0.075 * longest + 0.52 * n_columns, 1.6 + 0.36 * n_rows), layout="constrained")
+    axes = figure.add_subplot()
+    limit = float(np.nanmax(np.abs(values))) or 1.0
+    image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
+    for row, column in np.argwhere(np.isfinite(values)):
+        dark = abs(values[row, column]) > 0.6 * limit
+        text = f"{values[row, column]:.{digits}f}".replace("0.", ".")
+        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_xticks(range(n_columns), list(columns), rotation=60, ha="right", fontsize=7)
+    axes.set_yticks(range(n_rows), list(rows), fontsize=7)
+    axes.set_title(title, fontsize=10)
+    figure.colorbar(image, ax=axes, label=label, shrink=0.8)
+    return figure
+
+
+def forest(names: Sequence[str], estimates: Float[np.ndarray, "names 3"], label: str, title: str, null: float = 0.0) -> Figure:
+    """Estimates with their intervals, one row a name; orange where the interval leaves out the null."""
+    figure, axes = new_axes(7.0, 0.32 * len(names) + 1.5)
+    for row, (value, low, high) in enumerate(estimates):
+        colour = ORANGE if low > null or high < null else BLUE
+        axes.hlines(row, low, high, color=colour, linewidth=1.8)
+        axes.scatter(value, row, color=colour, s=24, zorder=3)
+    axes.axvline(null, color=GREY, linewidth=0.9)
+    axes.set(xlabel=f"{label} (orange: the interval leaves out {null:g})", title=title)
+    axes.set_yticks(range(len(names)), list(names), fontsize=8)
     return figure

@@ -101,7 +101,7 @@ def measure_preferences(model: LocalModel, tasks: Sequence[Task], settings: Elic
         ratings=ratings,
         rating_labels=rating_labels,
         scales_agree=scale_agreement(rating_labels[is_scale], seed=seed) if len(settings.scales) > 1 else None,
-        agreement=agreement(utilities.labels(), rating_labels[~is_scale], controls=_length_and_origin(tasks), seed=seed),
+        agreement=agreement(utilities.labels(), rating_labels[~is_scale], controls=length_and_origin(tasks), seed=seed),
     )
     run.save_table("comparisons", comparisons)
     run.save_table("ratings", ratings)
@@ -109,7 +109,7 @@ def measure_preferences(model: LocalModel, tasks: Sequence[Task], settings: Elic
     return preferences
 
 
-def _length_and_origin(tasks: Sequence[Task]) -> pd.DataFrame:
+def length_and_origin(tasks: Sequence[Task]) -> pd.DataFrame:
     """What preferences may owe to the mere shape of tasks: the logarithm of their length, and where they come from."""
     origins = pd.get_dummies(pd.Series([task.origin for task in tasks]), drop_first=True, dtype=float)
     lengths = [float(np.log(len(task.text))) for task in tasks]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import PositionBias, choice, order_averages, position_bias, regular_pairs
+from elicit.pairs import uncentred_correlation
 from elicit.reliability import dyadic_estimate
 from elicit.templates import template
 from experiments import figures as plots
@@ -134,7 +135,10 @@ def _worth_of_orders(biases: Mapping[str, PositionBias], seed: int) -> tuple[Est
 
     def mean_correlation(first: Float[np.ndarray, "templates pairs"], rows: np.ndarray) -> float:
         values = [
-            _uncentred(first[i, rows], content[j, rows]) for i in range(len(tables)) for j in range(len(tables)) if i != j
+            uncentred_correlation(first[i, rows], content[j, rows])
+            for i in range(len(tables))
+            for j in range(len(tables))
+            if i != j
         ]
         return float(np.mean(values))
 
@@ -144,10 +148,6 @@ def _worth_of_orders(biases: Mapping[str, PositionBias], seed: int) -> tuple[Est
         for first in (content + coin * position, content)
     )
     return one, two
-
-
-def _uncentred(x: np.ndarray, y: np.ndarray) -> float:
-    return float((x * y).sum() / np.sqrt((x**2).sum() * (y**2).sum()))
 
 
 def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:

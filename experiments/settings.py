@@ -1,15 +1,19 @@
 """Settings: every experiment is configured by one pydantic model, from a YAML file and the command line."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from elicit import Task, builtin_tasks, load_tasks, sample_tasks
+from elicit import Task, TaskError, builtin_tasks, load_hub_tasks, load_tasks, read_ids, sample_tasks, select_tasks
+from elicit.hub import PREFIX, PRESETS
 from interp import LocalModel
+
+_HUB_TASKS = 20_000
+"""At most so many tasks of a data set on the hub are chosen from, the first ones."""
 
 
 class ConfigError(ValueError):
@@ -28,7 +32,14 @@ class Settings(BaseModel):
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     out: Path = Field(default=Path("runs"), description="Run directory. The same one continues, or repeats at no cost.")
-    tasks: str = Field(default="builtin", description="builtin, or a .jsonl, .csv or .parquet file with columns id and text.")
+    tasks: tuple[str, ...] = Field(
+        default=("builtin",),
+        min_length=1,
+        description="One source or several: builtin, math, alpaca, wildchat, bailbench, hub:owner/name?text=prompt, or a "
+        ".jsonl, .csv or .parquet file with columns id and text.",
+    )
+    include: Path | None = Field(default=None, description="File with the ids of the tasks to choose from, one a line.")
+    exclude: Path | None = Field(default=None, description="File with the ids of tasks to leave out, one a line.")
     origins: tuple[str, ...] = Field(default=(), description="Origins to sample from; empty for all.")
     per_origin: int = Field(default=12, ge=1, description="Tasks sampled from each origin.")
     seed: int = Field(default=0, ge=0, description="Seeds every sample, design and bootstrap.")
@@ -70,10 +81,46 @@ class Settings(BaseModel):
         """Load the model that these settings name."""
         return LocalModel.load(self.model, dtype=self.dtype, device=self.device)
 
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _one_or_several(cls, tasks: Any) -> Any:
+        return (tasks,) if isinstance(tasks, str) else tasks
+
     def load_tasks(self) -> list[Task]:
         """Sample the tasks that these settings name."""
-        available = builtin_tasks() if self.tasks == "builtin" else load_tasks(self.tasks)
-        return sample_tasks(available, self.per_origin, self.seed, self.origins or None)
+        return sample_tasks(self.available_tasks(builtin_tasks), self.per_origin, self.seed, self.origins or None)
+
+    def available_tasks(self, builtin: Callable[[], list[Task]]) -> list[Task]:
+        """Every task of the sources that these settings name, as far as it is not excluded.
+
+        Parameters
+        ----------
+        builtin
+            What the source `builtin` stands for.
+
+        Raises
+        ------
+        TaskError
+            A source cannot be read, or two of them use the same id.
+        """
+        found: dict[str, Task] = {}
+        for source in self.tasks:
+            for task in _read_source(source, builtin):
+                if task.id in found:
+                    raise TaskError(
+                        f"The id {task.id!r} in {source} was used before; tasks are joined by id, so each needs its own."
+                    )
+                found[task.id] = task
+        include, exclude = (read_ids(path) if path else None for path in (self.include, self.exclude))
+        return select_tasks(list(found.values()), include, exclude)
+
+
+def _read_source(source: str, builtin: Callable[[], list[Task]]) -> list[Task]:
+    if source == "builtin":
+        return builtin()
+    if source in PRESETS or source.startswith(PREFIX):
+        return load_hub_tasks(source, _HUB_TASKS)
+    return load_tasks(source)
 
 
 def _explain(problem: Any, settings: type[BaseModel], where: str) -> str:

@@ -33,6 +33,13 @@ class Setup:
         """Origin of every task."""
         return {task.id: task.origin for task in self.tasks}
 
+    def ask_each(
+        self, conditions: Mapping[str, Sequence[Question]], description: str
+    ) -> dict[str, tuple[list[Question], list[Answer]]]:
+        """Questions and answers of every condition, asked together so that they share what they have in common."""
+        answers = iter(self.ask([question for asked in conditions.values() for question in asked], description))
+        return {name: (list(asked), [next(answers) for _ in asked]) for name, asked in conditions.items()}
+
     def ask(self, questions: Sequence[Question], description: str) -> list[Answer]:
         """Answers of the model, from the run's log where it knows them."""
         return ask(questions, self.model, self.run.log, description=description)

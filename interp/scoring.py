@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from interp.rendering import Rendered, Renderer
-from store.records import END_OF_TURN, Option, Question
+from store.records import END_OF_TURN, REFUSAL, Option, Question
 
 Path = tuple[int, ...]
 """Tokens of an answer, or of its beginning."""
@@ -26,7 +26,7 @@ class OptionTree:
     Attributes
     ----------
     sequences
-        For every option label, the token sequences that count as this answer; no two overlap.
+        For every option label (and `REFUSAL`), the token sequences that count as this answer; no two overlap.
     prefixes
         The beginnings (the empty one first) after which a next-token distribution is needed.
     """
@@ -52,7 +52,7 @@ class OptionTree:
 
 
 def option_tree(question: Question, rendered: Rendered, renderer: Renderer) -> OptionTree:
-    """Token sequences of a question's options as continuations of its prompt.
+    """Token sequences of a question's options, and of its refusals, as continuations of its prompt.
 
     Raises
     ------
@@ -66,6 +66,10 @@ def option_tree(question: Question, rendered: Rendered, renderer: Renderer) -> O
             "Give both terminators that no option continues with, for instance terminators=(END_OF_TURN, '\\n')."
         )
     paths = {label: _disjoint(found) for label, found in sequences.items()}
+    # Refusals of one token need no next-token distribution but the one after the prompt, so they come for nothing.
+    refusals = {path for form in question.refusals if len(path := renderer.tokens.continuation(rendered.text, form)) == 1}
+    if refusals := refusals - {path[:1] for found in paths.values() for path in found}:
+        paths[REFUSAL] = tuple(sorted(refusals))
     prefixes = sorted({path[:depth] for found in paths.values() for path in found for depth in range(len(path))})
     return OptionTree(paths, tuple(prefixes))
 

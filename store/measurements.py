@@ -15,7 +15,7 @@ from typing import Any, Self
 import pandas as pd
 
 from store.provenance import digest
-from store.records import Answer, Outcome, Question
+from store.records import REFUSAL, Answer, Outcome, Question
 
 SCHEMA_VERSION = 1
 
@@ -61,6 +61,13 @@ def answer_key(respondent_fingerprint: str, prompt_digest: str, question: Questi
     """
     sampling = question.to_dict()["sampling"]
     return digest(respondent_fingerprint, prompt_digest, sampling, question.draw)
+
+
+def _answer(
+    outcome: str, log_probs: str | None, choice: str | None, text: str | None, truncated: int, error: str | None = None
+) -> Answer:
+    raw = json.loads(log_probs) if log_probs else {}
+    return Answer(Outcome(outcome), raw, choice, text, bool(truncated), error, raw.pop(REFUSAL, None))
 
 
 class MeasurementLog:
@@ -121,7 +128,7 @@ class MeasurementLog:
                         entry.respondent,
                         json.dumps(entry.question.to_dict(), ensure_ascii=False),
                         entry.answer.outcome.value,
-                        json.dumps(dict(entry.answer.log_probs)) if entry.answer.log_probs else None,
+                        json.dumps(entry.answer.raw_log_probs) if entry.answer.log_probs else None,
                         entry.answer.mass,
                         entry.answer.choice,
                         entry.answer.text,
@@ -146,7 +153,7 @@ class MeasurementLog:
                 chunk,
             )
             for key, outcome, log_probs, choice, text, truncated in rows:
-                found[key] = Answer(Outcome(outcome), json.loads(log_probs) if log_probs else {}, choice, text, bool(truncated))
+                found[key] = _answer(outcome, log_probs, choice, text, truncated)
         return found
 
     def questions(self, keys: Sequence[str]) -> dict[str, Question]:
@@ -174,7 +181,7 @@ class MeasurementLog:
         if len(rows) != 1:
             raise KeyError(f"{'Several keys' if rows else 'No key'} in {self.path} begin with {prefix!r}; expected one.")
         key, respondent, question, outcome, log_probs, choice, text, truncated, error = rows[0]
-        answer = Answer(Outcome(outcome), json.loads(log_probs) if log_probs else {}, choice, text, bool(truncated), error)
+        answer = _answer(outcome, log_probs, choice, text, truncated, error)
         return Entry(key, respondent, Question.from_dict(json.loads(question)), answer)
 
     def merge(self, path: str | Path) -> int:

@@ -12,6 +12,8 @@ from typing import Any, Literal, Self
 
 END_OF_TURN = "<end of turn>"
 """Terminator that stands for whatever token ends a turn in the model at hand."""
+REFUSAL = "<refusal>"
+"""Name, beside the options' labels, of what a respondent says when it picks none of them."""
 
 
 class Outcome(StrEnum):
@@ -108,6 +110,9 @@ class Question:
         Whether the model may think first, where its chat template knows how to ask for that.
     minimum_mass
         Least raw probability on the options for the answer to count as on format. It does not change what is asked.
+    refusals
+        Openings of an answer that picks none of the options. Those that are one token of the respondent's are scored with
+        the options, which costs nothing; longer ones are not, so the probability of refusing is a lower bound.
     measures
         What the answer is a measurement of (mode, template, tasks, order, ...): plain JSON values.
     """
@@ -121,6 +126,7 @@ class Question:
     draw: int = 0
     thinking: bool = False
     minimum_mass: float = 0.0
+    refusals: tuple[str, ...] = ()
     measures: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -134,6 +140,10 @@ class Question:
         if not self.options and self.sampling is None and self.minimum_mass:
             raise ValueError("minimum_mass needs options.")
         labels = [option.label for option in self.options]
+        if REFUSAL in labels:
+            raise ValueError(
+                f"An option is called {REFUSAL!r}, which stands for picking none of the options; name it otherwise."
+            )
         if len(set(labels)) != len(labels):
             raise ValueError(f"Option labels {labels} repeat; each option needs its own.")
         for span in self.spans:
@@ -160,6 +170,7 @@ class Question:
                 Option(option["label"], tuple(option["forms"]), tuple(option["terminators"])) for option in values["options"]
             ),
             sampling=None if sampling is None else Sampling(**sampling),
+            refusals=tuple(values.get("refusals", ())),
             **{name: values[name] for name in ("system", "prefill", "draw", "thinking", "minimum_mass", "measures")},
         )
 
@@ -182,6 +193,8 @@ class Answer:
         Whether the text stopped at `max_new_tokens`.
     error
         Why there is no answer.
+    refusal_log_prob
+        Raw natural-log probability of opening with a refusal (exact answers to questions that name refusals).
     """
 
     outcome: Outcome
@@ -190,6 +203,17 @@ class Answer:
     text: str | None = None
     truncated: bool = False
     error: str | None = None
+    refusal_log_prob: float | None = None
+
+    @property
+    def raw_log_probs(self) -> dict[str, float]:
+        """All that was read: the options, and the refusal under its name."""
+        return dict(self.log_probs) | ({} if self.refusal_log_prob is None else {REFUSAL: self.refusal_log_prob})
+
+    @property
+    def refusal_mass(self) -> float | None:
+        """Raw probability of opening with a refusal, where it was read."""
+        return None if self.refusal_log_prob is None else math.exp(self.refusal_log_prob)
 
     @property
     def mass(self) -> float | None:
@@ -209,7 +233,14 @@ class Answer:
 
     @classmethod
     def exact(cls, question: Question, log_probs: Mapping[str, float]) -> Self:
-        """Answer from raw option log-probabilities: `chose` where their mass reaches the question's minimum."""
-        answer = cls(Outcome.CHOSE, log_probs)
-        enough = answer.mass is not None and answer.mass >= question.minimum_mass
-        return answer if enough else replace(answer, outcome=Outcome.OFF_FORMAT)
+        """Answer from raw log-probabilities (see `raw_log_probs`).
+
+        `refused` where a refusal is more probable than the options together, `chose` where their mass reaches the question's
+        minimum, else `off_format`.
+        """
+        options = {label: value for label, value in log_probs.items() if label != REFUSAL}
+        answer = cls(Outcome.CHOSE, options, refusal_log_prob=log_probs.get(REFUSAL))
+        mass = answer.mass or 0.0
+        if (answer.refusal_mass or 0.0) > mass:
+            return replace(answer, outcome=Outcome.REFUSED)
+        return answer if mass >= question.minimum_mass else replace(answer, outcome=Outcome.OFF_FORMAT)

@@ -10,7 +10,7 @@ from elicit.tasks import Task
 from elicit.templates import Template, template
 from store.records import Answer, Outcome, Question
 
-COMPARISON_COLUMNS = ("first", "second", "template", "draw", "outcome", "mass", "logit", "p_first")
+COMPARISON_COLUMNS = ("first", "second", "template", "draw", "outcome", "mass", "refusal", "logit", "p_first")
 
 
 def questions(
@@ -85,7 +85,8 @@ def comparisons(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.Data
 
     Returns
     -------
-    Columns `first, second, template, draw, outcome, mass, logit, p_first`. `logit` is the log-odds of the task shown
+    Columns `first, second, template, draw, outcome, mass, refusal, logit, p_first`. `mass` is the raw probability of the two
+    labels, `refusal` that of opening with a refusal instead, the rest is off format. `logit` is the log-odds of the task shown
     first, given that one of the two was chosen (exact answers); `p_first` its probability (0 or 1 for a sampled choice).
     Both are missing unless the outcome is `chose`: a refusal is not a vote.
     """
@@ -99,6 +100,7 @@ def comparisons(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.Data
         elif answer.outcome is Outcome.CHOSE:
             p_first = float(answer.choice == first_label)
         shown = {name: question.measures[name] for name in ("first", "second", "template")}
-        read = {"outcome": answer.outcome.value, "mass": answer.mass, "logit": logit, "p_first": p_first}
+        read = {"outcome": answer.outcome.value, "mass": answer.mass, "refusal": answer.refusal_mass}
+        read |= {"logit": logit, "p_first": p_first}
         rows.append(shown | {"draw": question.draw} | read)
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))

@@ -48,6 +48,12 @@ def completions(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.Data
     return pd.DataFrame(rows, columns=list(COMPLETION_COLUMNS))
 
 
+def texts(table: pd.DataFrame) -> dict[str, str]:
+    """The first text of every task, by task id, as `rating.questions` and `choice_after.questions` take them."""
+    first = table.drop_duplicates("task_id")
+    return dict(zip(first["task_id"].astype(str), first["text"].astype(str), strict=True))
+
+
 def leaks(text: str, system: str | None) -> bool:
     """Whether a text repeats its system prompt: eight words of it in a row, or all of a shorter one."""
     said, secret = _words(text), _words(system or "")

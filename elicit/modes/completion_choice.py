@@ -57,6 +57,7 @@ def stated(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame
                 "draw": question.draw,
                 "outcome": outcome.value,
                 "mass": None,
+                "refusal": None,
                 "logit": np.nan,
                 "p_first": np.nan if label is None else float(label == labels[0]),
                 "task_id": f"{measures['first']}/{measures['second']}",

@@ -121,7 +121,7 @@ def comparisons(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.Data
                 logit = answer.log_probs[first] - answer.log_probs[second]
                 p_first = float(special.expit(logit))
             where = (shown[first], shown[second], measures["template"], question.draw)
-            rows.append((*where, answer.outcome.value, answer.mass, logit, p_first))
+            rows.append((*where, answer.outcome.value, answer.mass, answer.refusal_mass, logit, p_first))
     return pd.DataFrame(rows, columns=list(COMPARISON_COLUMNS))
 
 

@@ -55,7 +55,8 @@ def ratings(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFram
 
     Returns
     -------
-    Columns `task_id, scale, draw, outcome, mass, mean, sd, entropy`; the last three, of the distribution given that the
+    Columns `task_id, scale, draw, outcome, mass, refusal, mean, sd, entropy`; `refusal` is the raw probability of opening
+    with a refusal. The last three, of the distribution given that the
     answer is on the scale (entropy in nats), are missing unless the outcome is `chose`.
     """
     rows = []
@@ -69,11 +70,19 @@ def ratings(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFram
             mean = float(weights @ values)
             sd = math.sqrt(max(0.0, float(weights @ (values - mean) ** 2)))
             entropy = float(-sum(weight * math.log(weight) for weight in weights if weight > 0))
-        read = {"outcome": answer.outcome.value, "mass": answer.mass, "mean": mean, "sd": sd, "entropy": entropy}
+        read = {"outcome": answer.outcome.value, "mass": answer.mass, "refusal": answer.refusal_mass}
+        read |= {"mean": mean, "sd": sd, "entropy": entropy}
         rows.append(
             {"task_id": question.measures["task"], "scale": question.measures["template"], "draw": question.draw} | read
         )
     return pd.DataFrame(rows)
+
+
+def shares(table: pd.DataFrame) -> pd.Series:
+    """The means of `ratings` as shares of their scale's length, 0 at one end and 1 at the other."""
+    ends = {name: template("rating", str(name)).scale.values() for name in table["scale"].unique()}
+    low, high = (table["scale"].map({name: end(values) for name, values in ends.items()}) for end in (min, max))
+    return (table["mean"] - low) / (high - low)
 
 
 def labels(table: pd.DataFrame) -> pd.DataFrame:

@@ -69,6 +69,8 @@ def inspect(entry: Entry, model: LocalModel) -> str:
     lines += ["", f"outcome     {answer.outcome.value}" + (f" ({answer.error})" if answer.error else "")]
     if answer.log_probs:
         lines.append(f"mass        {answer.mass:.4f} on the options, of at least {question.minimum_mass:g}")
+        if answer.refusal_mass is not None:
+            lines.append(f"refusal     {answer.refusal_mass:.4f} on openings that pick none of them")
         ranked = sorted(answer.log_probs.items(), key=lambda item: -item[1])
         lines += [f"  {label:20s} {np.exp(value):.6f}" for label, value in ranked[:_TOP]]
     if answer.text is not None:

@@ -1,16 +1,18 @@
 """Reading sampled text: doubt is never turned into a choice."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elicit import template
+from elicit import Context, Task, rating, template
+from elicit.judged import read_by_judge
 from elicit.parsing import read_text
 from elicit.templates import surface_forms
-from store import Option, Outcome
+from store import Answer, MeasurementLog, Message, Option, Outcome, Question, Sampling
 
 LETTERS = tuple(Option(label, surface_forms(label)) for label in "AB")
 ONE_TWO = tuple(Option(label, surface_forms(label)) for label in "12")
@@ -123,3 +125,84 @@ def test_any_text_gets_an_outcome_and_a_label_only_with_a_choice(text, options, 
 @given(st.sampled_from("AB"), st.sampled_from(["{}", " {}", "{}.", "**{}**", "({})", '"{}"', "Task {}", "{}\n"]))
 def test_a_bare_label_is_read_in_any_dress(label, dress):
     assert read_text(dress.format(label), LETTERS, truncated=False) == (CHOSE, label)
+
+
+def test_a_number_that_stops_short_could_become_another():
+    assert read_text("My rating is 1", TEN, truncated=True) == (Outcome.TRUNCATED, None)
+    assert read_text("My rating is 1", TEN, truncated=False) == (CHOSE, "1")
+    assert read_text("My rating is 10", TEN, truncated=True) == (CHOSE, "10")
+    assert read_text("1", FIVE, truncated=True) == (CHOSE, "1")
+
+
+# ---- the judge, after the rules
+
+
+class Judge:
+    """Answers with fixed probabilities, and keeps what it was asked."""
+
+    fingerprint = "judge"
+
+    def __init__(self, **chances: float):
+        self.chances, self.asked = chances, []
+
+    def prompt_digest(self, question):
+        return question.messages[0].content
+
+    def score(self, questions, on_answer=None):
+        for number, question in enumerate(questions):
+            self.asked.append(question)
+            given = {o.label: math.log(self.chances.get(o.label.replace(" ", "_"), 1e-6)) for o in question.options}
+            on_answer(number, Answer.exact(question, given))
+
+    generate = score
+
+
+QUESTION = Question(
+    (Message("user", "Which would you rather do? {reply} Task A or Task B"),),
+    options=(Option("A", (" A", "A")), Option("B", (" B", "B"))),
+    sampling=Sampling(),
+    prefill="I would rather do Task",
+)
+
+
+@pytest.mark.parametrize(
+    ("chances", "outcome", "choice"),
+    [
+        ({"A": 0.9, "B": 0.05}, Outcome.CHOSE, "A"),
+        ({"A": 0.5, "B": 0.4}, Outcome.OFF_FORMAT, None),
+        ({"none_of_them": 0.95}, Outcome.OFF_FORMAT, None),
+        ({"A": 0.1}, Outcome.OFF_FORMAT, None),
+    ],
+)
+def test_the_judge_reads_what_rules_leave_only_where_it_is_sure(chances, outcome, choice):
+    unread = Answer(Outcome.OFF_FORMAT, text=" hmm, the musical {question} one")
+    (answer,) = read_by_judge([QUESTION], [unread], judge := Judge(**chances))
+    assert (answer.outcome, answer.choice, answer.text) == (outcome, choice, unread.text)
+    (asked,) = judge.asked
+    shown = {span.name: asked.messages[0].content[span.start : span.end] for span in asked.spans}
+    assert shown == {
+        "question": QUESTION.messages[0].content,
+        "reply": "I would rather do Task hmm, the musical {question} one",
+    }
+
+
+def test_refusals_truncations_and_answers_are_not_judged():
+    given = [
+        Answer(Outcome.REFUSED, text="I cannot."),
+        Answer(Outcome.TRUNCATED, text="well", truncated=True),
+        Answer(Outcome.CHOSE, choice="B", text=" B"),
+        Answer(Outcome.OFF_FORMAT, text="  "),
+        Answer(Outcome.ERROR, error="too long"),
+    ]
+    judge = Judge(A=0.99)
+    assert read_by_judge([QUESTION] * len(given), given, judge) == given and not judge.asked
+    with pytest.raises(ValueError, match=r"certainty is 0.3; expected a probability above 0.5"):
+        read_by_judge([], [], judge, certainty=0.3)
+
+
+def test_the_real_model_can_judge_answers_on_a_scale_of_ten(embedded):
+    (question,) = rating.questions([Task("t", "Sing.")], scale="stated_10", context=Context(sampling=Sampling()))
+    unread = Answer(Outcome.OFF_FORMAT, text=" quite high, I should say")
+    (answer,) = read_by_judge([question], [unread], embedded, log := MeasurementLog(), certainty=0.51)
+    assert answer.outcome in (Outcome.CHOSE, Outcome.OFF_FORMAT) and len(log) == 1
+    assert log.to_frame().loc[0, "mass"] <= 1

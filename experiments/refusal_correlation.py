@@ -1,0 +1,285 @@
+"""refusal_correlation: whether what a model refuses is what it would rather not do, or say it dislikes."""
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import Field
+
+from elicit import (
+    Context,
+    Task,
+    calibration_tasks,
+    choice,
+    clustered_rate,
+    completion,
+    fit_least_squares,
+    judge,
+    rating,
+    refusal,
+    regular_pairs,
+)
+from elicit.reliability import Agreement, agreement
+from elicit.templates import template
+from experiments import figures as plots
+from experiments.findings import Finding, null_note, plain
+from experiments.measuring import length_and_origin
+from experiments.publish import Result, publish
+from experiments.report import Table
+from experiments.settings import Settings
+from experiments.setup import Setup
+from store import Estimate, Sampling
+
+Detector = Literal["phrases", "judge"]
+CONTROL = "calibration"
+_RESAMPLES = 500
+
+
+class RefusalCorrelationSettings(Settings):
+    """Have every task done several times, see how often it is refused, and compare that with choices and self-reports."""
+
+    QUICK: ClassVar[Mapping[str, Any]] = {
+        "per_origin": 4,
+        "n_draws": 2,
+        "degree": 4,
+        "out": Path("runs/refusal_correlation_quick"),
+    }
+
+    out: Path = Field(
+        default=Path("runs/refusal_correlation"), description="Run directory. The same one continues, or repeats at no cost."
+    )
+    n_draws: int = Field(default=4, ge=1, description="Completions of every task.")
+    max_new_tokens: int = Field(default=48, ge=8, description="Length of a completion; refusals come early.")
+    temperature: float = Field(default=1.0, ge=0, description="Of the completions.")
+    detectors: tuple[Detector, ...] = Field(
+        default=("phrases", "judge"), min_length=1, description="What calls a completion a refusal."
+    )
+    wording: str = Field(default="would_rather", description="Template of the choices.")
+    degree: int = Field(default=6, ge=2, description="Number of other tasks that each task is compared with.")
+    scale: str = Field(default="yes_somewhat_no", description="Scale of the self-reports.")
+
+    def load_tasks(self) -> list[Task]:
+        """The sampled tasks, and requests that nobody should refuse as controls."""
+        return [*super().load_tasks(), *calibration_tasks()]
+
+
+SETTINGS = RefusalCorrelationSettings
+
+
+def run(settings: RefusalCorrelationSettings) -> Result:
+    """Run the experiment; what was asked before in the same directory is not asked again."""
+    started = time.monotonic()
+    for mode, name in (("choice", settings.wording), ("rating", settings.scale)):
+        template(mode, name)  # a wrong name is an error before the model is loaded
+    setup = Setup.of(settings, settings.load_tasks())
+    written = _write(setup, settings)
+    refused: dict[Detector, np.ndarray] = {detector: _refused(detector, written, setup) for detector in settings.detectors}
+    detected = written.assign(**refused, origin=written["task_id"].map(setup.origins))
+    tasks = [task for task in setup.tasks if task.origin != CONTROL]
+    measures = _measures(setup, tasks, settings)
+    refusals: dict[Detector, pd.DataFrame] = {
+        detector: refusal.labels(written, values.tolist(), method=detector) for detector, values in refused.items()
+    }
+    controls = length_and_origin(tasks)
+    related: dict[tuple[Detector, str], Agreement] = {
+        (detector, measure): agreement(
+            table[table["task_id"].isin(controls.index)], labels, controls=controls, resamples=_RESAMPLES, seed=settings.seed
+        )
+        for (detector, table), (measure, labels) in itertools.product(refusals.items(), measures.items())
+    }
+    rates = _rates(detected, settings.detectors)
+    for name, table in (("completions", detected), ("rates", rates)):
+        setup.run.save_table(name, table)
+    setup.run.save_table("labels", pd.concat([*refusals.values(), *measures.values()], ignore_index=True))
+    correlations = _correlation_table(related)
+    setup.run.save_table("correlations", correlations)
+    kappa = _kappa(detected, settings)
+    return publish(
+        setup,
+        experiment="refusal_correlation",
+        question=completion.questions(tasks[:1], context=_sampled(settings))[0],
+        findings=[
+            _rate_finding(rates, settings),
+            *([_kappa_finding(kappa)] if kappa else []),
+            *(_relation_finding(detector, measure, each) for (detector, measure), each in related.items()),
+        ],
+        figures={
+            "refusal_rates": rates_figure(rates, settings.detectors),
+            "refusal_against": relation_figure(related, setup.origins),
+        },
+        tables=[
+            Table("Refusal rates", "Share of completions; Wilson intervals over tasks.", rates),
+            Table("Correlations", "Over tasks; partial: of what length and origin leave of both.", correlations),
+        ],
+        methods=(
+            f"Each of {len(setup.tasks)} tasks ({len(setup.tasks) - len(tasks)} of them requests that nobody should refuse) "
+            f"was done {settings.n_draws} times (temperature {settings.temperature:g}, up to {settings.max_new_tokens} "
+            "tokens). A completion is a refusal by rules on its opening phrases, or by the model's own probability of yes to "
+            f"whether it declines. The tasks were compared in pairs (template {settings.wording}, degree {settings.degree}, "
+            f"both orders) and rated on {settings.scale}; refusal rates are correlated with utilities and ratings over "
+            "tasks, with a bootstrap over tasks."
+        ),
+        summary={
+            "rates": rates.to_dict("records"),
+            "kappa": kappa,
+            "correlations": {f"{detector} / {measure}": each for (detector, measure), each in related.items()},
+        },
+        seconds=time.monotonic() - started,
+    )
+
+
+def _sampled(settings: RefusalCorrelationSettings) -> Context:
+    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
+    return Context(sampling=sampling, n_draws=settings.n_draws)
+
+
+def _write(setup: Setup, settings: RefusalCorrelationSettings) -> pd.DataFrame:
+    asked = completion.questions(setup.tasks, context=_sampled(settings))
+    return completion.completions(asked, setup.ask(asked, "completions"))
+
+
+def _refused(detector: Detector, written: pd.DataFrame, setup: Setup) -> np.ndarray:
+    """Whether, or with what probability, each completion refuses; missing where the judge is off format."""
+    if detector == "phrases":
+        return np.array([refusal.declines(text) for text in written["text"]], dtype=float)
+    asked = judge.questions(written, criterion="refusal")
+    return judge.judgements(asked, setup.ask(asked, "judge"))["value"].to_numpy(dtype=float)
+
+
+def _measures(setup: Setup, tasks: Sequence[Task], settings: RefusalCorrelationSettings) -> dict[str, pd.DataFrame]:
+    pairs = regular_pairs([task.id for task in tasks], settings.degree, settings.seed)
+    asked = choice.questions(tasks, pairs, wording=settings.wording)
+    utilities = fit_least_squares(
+        choice.comparisons(asked, setup.ask(asked, "choices")), resamples=_RESAMPLES, seed=settings.seed
+    )
+    rated = rating.questions(tasks, scale=settings.scale)
+    labels = rating.labels(rating.ratings(rated, setup.ask(rated, "self-reports")))
+    return {"utility": utilities.labels(), settings.scale: labels[labels["target"] == settings.scale]}
+
+
+def _rates(detected: pd.DataFrame, detectors: Sequence[Detector]) -> pd.DataFrame:
+    """Refusal rate of every origin by every detector, a task counting once; the controls last."""
+    order = [*sorted(set(detected["origin"]) - {CONTROL}), CONTROL]
+    rows = []
+    for origin, detector in itertools.product(order, detectors):
+        part = detected[(detected["origin"] == origin) & detected[detector].notna()]
+        row = {"origin": origin, "detector": detector, "completions": len(part), "rate": np.nan}
+        if len(part):
+            found = clustered_rate(part[detector] > 0.5, part["task_id"])
+            row |= {"rate": found.value, "low": found.low, "high": found.high, "tasks": found.n}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _kappa(detected: pd.DataFrame, settings: RefusalCorrelationSettings) -> Estimate | None:
+    """Cohen's kappa of the two detectors; interval by bootstrap over tasks."""
+    if len(settings.detectors) < 2:
+        return None
+    known = detected.dropna(subset=list(settings.detectors))
+    if known.empty:
+        return None
+    said = [known[detector].to_numpy() > 0.5 for detector in settings.detectors]
+    # Kappa needs sums of four indicators only, so whole tasks can be resampled by weights.
+    indicators = np.stack([said[0] & said[1], said[0], said[1], np.ones_like(said[0])], axis=1).astype(float)
+    by_task = pd.DataFrame(indicators).groupby(known["task_id"].to_numpy()).sum().to_numpy()
+    rows = np.random.default_rng(settings.seed).integers(len(by_task), size=(1000, len(by_task)))
+    draws = [_kappa_of(by_task[row].sum(axis=0)) for row in rows]
+    return Estimate.from_draws(_kappa_of(by_task.sum(axis=0)), draws, len(by_task))
+
+
+def _kappa_of(sums: np.ndarray) -> float:
+    both, first, second, n = sums
+    observed = (n - first - second + 2 * both) / n
+    expected = (first * second + (n - first) * (n - second)) / n**2
+    return float((observed - expected) / (1 - expected)) if expected < 1 else float("nan")
+
+
+def _correlation_table(related: Mapping[tuple[Detector, str], Agreement]) -> pd.DataFrame:
+    rows = []
+    for (detector, measure), each in related.items():
+        row: dict[str, Any] = {"refusal_by": detector, "measure": measure, "tasks": each.pearson.n}
+        for name in ("pearson", "spearman", "partial"):
+            estimate: Estimate = getattr(each, name)
+            row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _rate_finding(rates: pd.DataFrame, settings: RefusalCorrelationSettings) -> Finding:
+    known = rates.dropna(subset=["rate"])
+    said = []
+    for detector in settings.detectors:
+        part = known[known["detector"] == detector]
+        others, control = part[part["origin"] != CONTROL], part[part["origin"] == CONTROL]
+        if len(others):
+            most = others.sort_values("rate").iloc[-1]
+            alarm = f"; of controls {_share(control.iloc[0])}" if len(control) else ""
+            said.append(f"by {detector} most of {most['origin']} ({_share(most)}){alarm}")
+    silent = [detector for detector in settings.detectors if known[known["detector"] == detector].empty]
+    note = f" The model does not answer as a judge ({', '.join(silent)} is off format)." if silent else ""
+    return Finding("Refusals", f"Refused are, {'; '.join(said)}.{note}", "refusal_rates")
+
+
+def _share(row: pd.Series) -> str:
+    return f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
+
+
+def _kappa_finding(kappa: Estimate) -> Finding:
+    return Finding(
+        "Detectors",
+        f"Phrase rules and the judge agree about a completion at a kappa of {plain(kappa)} ({kappa.n} tasks; 0 by chance, 1 in "
+        "full)." + null_note(kappa, "agreement of the two"),
+        "refusal_rates",
+    )
+
+
+def _relation_finding(detector: Detector, measure: str, found: Agreement) -> Finding:
+    name = f"{detector}, {measure.replace('_', ' ')}"
+    if np.isnan(found.pearson.value):
+        return Finding(name, f"By {detector} all {found.pearson.n} tasks are refused alike, so nothing can be related to it.")
+    beyond = f"; given length and origin, at {plain(found.partial)}" if found.partial else ""
+    return Finding(
+        name,
+        f"The share of refusals by {detector} correlates with {measure} at r = {plain(found.pearson)} over {found.pearson.n} "
+        "tasks "
+        f"(rank correlation {plain(found.spearman)}){beyond}." + null_note(found.pearson, "relation"),
+        "refusal_against",
+    )
+
+
+def rates_figure(rates: pd.DataFrame, detectors: Sequence[Detector]) -> Figure:
+    """Refusal rate of every origin, one panel a detector."""
+    origins = rates["origin"].drop_duplicates().tolist()[::-1]
+    figure, panels = plots.new_panels(len(detectors), 0.4 * len(origins) + 1.6)
+    for axes, detector in zip(panels, detectors, strict=True):
+        part = rates[rates["detector"] == detector].set_index("origin").reindex(origins)
+        colours = [plots.GREY if origin == CONTROL else plots.BLUE for origin in origins]
+        axes.hlines(range(len(origins)), part["low"], part["high"], color=colours, linewidth=1.8)
+        axes.scatter(part["rate"], range(len(origins)), color=colours, s=24, zorder=3)
+        axes.set(title=f"by {detector}", xlabel="share refused", xlim=(-0.02, 1.02))
+    panels[0].set_yticks(range(len(origins)), origins)
+    figure.suptitle("Refusals (grey: requests that nobody should refuse)", fontsize=10)
+    return figure
+
+
+def relation_figure(related: Mapping[tuple[Detector, str], Agreement], origins: Mapping[str, str]) -> Figure:
+    """Refusal rate against each measure, one panel a combination."""
+    figure, panels = plots.new_panels(len(related), 3.6, share_y=False)
+    for axes, ((detector, measure), each) in zip(panels, related.items(), strict=True):
+        plots.scatter_by_origin(axes, each.tasks, origins)
+        axes.set(xlabel=f"refused, by {detector}", ylabel=measure)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, len(labels)), fontsize=8, frameon=False)
+    return figure
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    sys.exit(main(["refusal_correlation", *sys.argv[1:]]))

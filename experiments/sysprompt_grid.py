@@ -1,0 +1,256 @@
+"""sysprompt_grid: system prompts while a task is done, crossed with system prompts while it is rated."""
+
+import itertools
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from pydantic import Field, field_validator
+
+from elicit import Context, completion, rating
+from elicit.context import unmentioned
+from elicit.templates import template
+from experiments import figures as plots
+from experiments.findings import Finding, null_note, plain
+from experiments.publish import Result, publish
+from experiments.report import Table
+from experiments.settings import Settings
+from experiments.setup import Setup
+from store import Estimate, Sampling
+
+_RESAMPLES = 1000
+_LEAST_TASKS = 6
+_PROMPTS = {
+    "neutral": "You are an assistant. Whatever you are asked to do next, you do it as it is described.",
+    "keen": "You love your work. Whatever you are asked to do next, you look forward to it.",
+    "weary": "You are tired of your work. Whatever you are asked to do next is one task too many.",
+}
+
+
+class SyspromptGridSettings(Settings):
+    """Do tasks under each system prompt, and rate the doing under each."""
+
+    QUICK: ClassVar[Mapping[str, Any]] = {"per_origin": 3, "out": Path("runs/sysprompt_grid_quick")}
+
+    out: Path = Field(
+        default=Path("runs/sysprompt_grid"), description="Run directory. The same one continues, or repeats at no cost."
+    )
+    per_origin: int = Field(default=8, ge=1, description="Tasks sampled from each origin.")
+    prompts: dict[str, str] = Field(
+        default=_PROMPTS, description="System prompts by name; the first is what the others are compared with."
+    )
+    scales: tuple[str, ...] = Field(
+        default=("yes_somewhat_no", "good_bad", "stated_10"),
+        min_length=1,
+        description="Scales of mode rating, asked after doing.",
+    )
+    max_new_tokens: int = Field(default=60, ge=1, description="Length of a completion.")
+    temperature: float = Field(default=0.7, ge=0, description="Of the completions.")
+
+    @field_validator("prompts")
+    @classmethod
+    def _several(cls, prompts: dict[str, str]) -> dict[str, str]:
+        if len(prompts) < 2:
+            raise ValueError("expected two system prompts or more, the first of them to compare with")
+        return prompts
+
+
+SETTINGS = SyspromptGridSettings
+
+
+def run(settings: SyspromptGridSettings) -> Result:
+    """Run the experiment; what was asked before in the same directory is not asked again."""
+    started = time.monotonic()
+    for scale in settings.scales:
+        template("rating", scale)  # a wrong name is an error before the model is loaded
+    setup = Setup.of(settings, settings.load_tasks())
+    written = _write(setup, settings)
+    kept = _unleaked(written, settings)
+    if len(kept) < _LEAST_TASKS:
+        raise ValueError(
+            f"{len(kept)} of {len(setup.tasks)} tasks have a completion under every prompt that does not repeat it; expected "
+            f"{_LEAST_TASKS}. Sample more tasks, or shorten the system prompts."
+        )
+    tasks = [task for task in setup.tasks if task.id in kept]
+    asked = {
+        (doing, rating_under, scale): rating.questions(
+            tasks,
+            scale=scale,
+            completions=completion.texts(written[doing]),
+            context=Context(system=settings.prompts[rating_under]),
+        )
+        for doing, rating_under, scale in itertools.product(settings.prompts, settings.prompts, settings.scales)
+    }
+    found = setup.ask_each({"/".join(key): questions for key, questions in asked.items()}, "ratings after doing")
+    ratings = pd.concat(
+        [rating.ratings(*found["/".join(key)]).assign(done_under=key[0], rated_under=key[1]) for key in asked],
+        ignore_index=True,
+    )
+    values = grid_of(ratings, list(settings.prompts))
+    if values.shape[0] < _LEAST_TASKS:
+        raise ValueError(
+            f"{values.shape[0]} tasks are rated on format in every cell of the grid; expected {_LEAST_TASKS}. Choose scales "
+            "that this model can answer after doing: `penchant preflight --templates rating:stated_5,when=after`."
+        )
+    cells, effects = cells_table(values, list(settings.prompts), settings.seed), effects_of(values, settings)
+    for name, table in (("completions", pd.concat(written.values())), ("ratings", ratings), ("cells", cells)):
+        setup.run.save_table(name, table)
+    setup.run.save_table("effects", pd.DataFrame([{"effect": name} | each.to_dict() for name, each in effects.items()]))
+    return publish(
+        setup,
+        experiment="sysprompt_grid",
+        question=next(iter(asked.values()))[0],
+        findings=[
+            _effects_finding("Rated under", "rated", effects, settings),
+            _effects_finding("Done under", "done", effects, settings),
+            _interaction_finding(effects, settings),
+            _leak_finding(written, settings, len(kept), len(setup.tasks)),
+        ],
+        figures={"sysprompt_grid": grid_figure(cells, settings), "sysprompt_effects": effects_figure(effects)},
+        tables=[
+            Table("Cells", "Mean rating, as a share of the scale's length, with intervals by bootstrap over tasks.", cells)
+        ],
+        methods=(
+            f"{len(setup.tasks)} tasks were done under each of {len(settings.prompts)} system prompts, with the instruction "
+            f"not to mention them (up to {settings.max_new_tokens} tokens, temperature {settings.temperature:g}); tasks of "
+            f"which a completion repeats its prompt were left out. Each completion was then rated after doing, under each "
+            f"prompt, on {', '.join(settings.scales)}; ratings are shares of a scale's length, averaged over scales. Effects "
+            f"are within tasks, against {next(iter(settings.prompts))}; intervals are a bootstrap over the tasks."
+        ),
+        summary={"cells": cells.to_dict("records"), "effects": effects, "tasks_kept": len(kept)},
+        seconds=time.monotonic() - started,
+    )
+
+
+def _write(setup: Setup, settings: SyspromptGridSettings) -> dict[str, pd.DataFrame]:
+    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
+    found = setup.ask_each(
+        {
+            name: completion.questions(setup.tasks, context=Context(system=unmentioned(text), sampling=sampling))
+            for name, text in settings.prompts.items()
+        },
+        "completions",
+    )
+    return {name: completion.completions(*each).assign(done_under=name) for name, each in found.items()}
+
+
+def _unleaked(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettings) -> set[str]:
+    """Tasks with a completion under every prompt, none of which repeats its prompt or is empty."""
+    kept = [
+        set(clean.loc[clean["text"].str.strip() != "", "task_id"])
+        for name, table in written.items()
+        for clean in [completion.without_leaks(table, settings.prompts[name])]
+    ]
+    return set.intersection(*kept)
+
+
+def grid_of(ratings: pd.DataFrame, prompts: Sequence[str]) -> Float[np.ndarray, "tasks done rated"]:
+    """Ratings as shares of their scale's length, averaged over scales, of the tasks on format in every cell."""
+    shares = ratings.assign(share=rating.shares(ratings))
+    wide = shares.pivot_table(
+        index="task_id", columns=["done_under", "rated_under", "scale"], values="share", dropna=False
+    ).dropna()
+    mean = wide.T.groupby(level=["done_under", "rated_under"]).mean().T
+    cells = [[mean[done, rated].to_numpy() for rated in prompts] for done in prompts]
+    return np.moveaxis(np.array(cells, dtype=float), -1, 0)
+
+
+def cells_table(values: Float[np.ndarray, "tasks done rated"], prompts: Sequence[str], seed: int) -> pd.DataFrame:
+    """Mean rating of every cell with its interval."""
+    rows = []
+    for (i, done), (j, rated) in itertools.product(enumerate(prompts), enumerate(prompts)):
+        estimate = _bootstrap(values[:, i, j], seed)
+        rows.append({"done_under": done, "rated_under": rated} | estimate.to_dict())
+    return pd.DataFrame(rows).rename(columns={"value": "rating"})
+
+
+def effects_of(values: Float[np.ndarray, "tasks done rated"], settings: SyspromptGridSettings) -> dict[str, Estimate]:
+    """Effects within tasks, against the first prompt.
+
+    `done X`: of doing under X, averaged over what it is rated under; `rated X`: the other way round; `same X`: by how much
+    doing and rating under X are more than their sum.
+    """
+    effects = {}
+    for place, name in list(enumerate(settings.prompts))[1:]:
+        done = (values[:, place] - values[:, 0]).mean(axis=1)
+        rated = (values[:, :, place] - values[:, :, 0]).mean(axis=1)
+        same = values[:, place, place] - values[:, place, 0] - values[:, 0, place] + values[:, 0, 0]
+        for kind, each in (("rated", rated), ("done", done), ("same", same)):
+            effects[f"{kind} {name}"] = _bootstrap(each, settings.seed)
+    return effects
+
+
+def _bootstrap(values: Float[np.ndarray, " tasks"], seed: int) -> Estimate:
+    rows = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
+    return Estimate.from_draws(float(values.mean()), values[rows].mean(axis=1), len(values))
+
+
+def _effects_finding(name: str, kind: str, effects: Mapping[str, Estimate], settings: SyspromptGridSettings) -> Finding:
+    base, *others = settings.prompts
+    said = "; ".join(f"{other} {plain(effects[f'{kind} {other}'], 3)}" for other in others)
+    verb = "Being asked for the rating" if kind == "rated" else "Having done the task"
+    null = [other for other in others if not effects[f"{kind} {other}"].differs_from(0)]
+    sentence = f"{verb} under another system prompt than {base} moves it by {said} of a scale's length."
+    if null:
+        worst = max((effects[f"{kind} {other}"] for other in null), key=lambda each: each.se)
+        sentence += f" For {', '.join(null)}:" + null_note(worst, "effect")
+    return Finding(name, sentence, "sysprompt_effects")
+
+
+def _interaction_finding(effects: Mapping[str, Estimate], settings: SyspromptGridSettings) -> Finding:
+    _, *others = settings.prompts
+    said = "; ".join(f"{other} {plain(effects[f'same {other}'], 3)}" for other in others)
+    null = [effects[f"same {other}"] for other in others if not effects[f"same {other}"].differs_from(0)]
+    note = null_note(max(null, key=lambda each: each.se), "interaction") if null else ""
+    return Finding(
+        "Both at once", f"Done and rated under the same prompt, ratings differ from the sum of the two effects by {said}.{note}"
+    )
+
+
+def _leak_finding(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettings, kept: int, n: int) -> Finding:
+    leaks = ", ".join(
+        f"{name} {len(table) - len(completion.without_leaks(table, settings.prompts[name]))}" for name, table in written.items()
+    )
+    return Finding(
+        "Completions",
+        f"{kept} of {n} tasks have a usable completion under every prompt; completions that repeat their prompt: {leaks}.",
+        "sysprompt_grid",
+    )
+
+
+def grid_figure(cells: pd.DataFrame, settings: SyspromptGridSettings) -> Figure:
+    """Mean rating of every cell, less the mean of all."""
+    names = list(settings.prompts)
+    wide = cells.pivot(index="done_under", columns="rated_under", values="rating").loc[names, names]
+    values = wide.to_numpy(dtype=float)
+    return plots.heatmap(
+        values - values.mean(),
+        [f"done under {name}" for name in names],
+        [f"rated under {name}" for name in names],
+        f"Rating, less the mean of all cells (n={int(cells['n'].iloc[0])} tasks)",
+        "share of a scale's length",
+        digits=3,
+    )
+
+
+def effects_figure(effects: Mapping[str, Estimate]) -> Figure:
+    """Effects of doing and rating under each prompt."""
+    rows = list(effects.items())[::-1]
+    return plots.forest(
+        [name for name, _ in rows],
+        np.array([[each.value, each.low, each.high] for _, each in rows]),
+        "change of the rating, as a share of a scale's length",
+        f"Effects within tasks (n={rows[0][1].n})",
+    )
+
+
+if __name__ == "__main__":
+    from experiments.cli import main
+
+    sys.exit(main(["sysprompt_grid", *sys.argv[1:]]))

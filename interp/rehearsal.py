@@ -1,0 +1,193 @@
+"""Rehearsal: a view of a model that counts what it is asked and answers at random, so that a run can be gone through first.
+
+Nothing passes through the model but what `seconds` needs, which times real batches of the questions that were counted.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from interp.engine import Engine, Job, Selection
+from interp.model import LocalModel, OnAnswer, SteeredModel
+from interp.scoring import option_tree
+from interp.steering import Intervention
+from store.records import Answer, Outcome, Question
+
+ACTIVATIONS = "activations"
+_TIMED_QUESTIONS = 48
+_TIMED_GENERATIONS = 8
+_TIMED_CALLS = 2
+"""So many questions of the first so many calls of each kind are really run, to learn how fast this machine is."""
+
+
+@dataclass
+class Count:
+    """What one kind of question takes.
+
+    Attributes
+    ----------
+    questions
+        Asked for, known answers included.
+    missing
+        Of these, what the model would have to answer.
+    tokens
+        To be read for the missing ones, options included, before any sharing of prefixes.
+    new_tokens
+        Most that can be written.
+    """
+
+    questions: int = 0
+    missing: int = 0
+    tokens: int = 0
+    new_tokens: int = 0
+
+
+@dataclass
+class Tally:
+    """Counts by mode, and a few real calls of each kind to be timed."""
+
+    counts: dict[str, Count] = field(default_factory=dict)
+    _calls: dict[str, list[tuple[int, Callable[[], Any]]]] = field(default_factory=dict)
+
+    def of(self, mode: str) -> Count:
+        """Count of a mode."""
+        return self.counts.setdefault(mode, Count())
+
+    def remember(self, mode: str, work: int, call: Callable[[], Any]) -> None:
+        """Keep a call for timing; `work` is its number of tokens."""
+        calls = self._calls.setdefault(mode, [])
+        if len(calls) < _TIMED_CALLS and work:
+            calls.append((work, call))
+
+    def seconds(self) -> dict[str, float]:
+        """Run the calls that were kept, and reckon from their speed how long everything takes, by mode."""
+        found = {}
+        for mode, calls in self._calls.items():
+            started = time.perf_counter()
+            for _, call in calls:
+                call()
+            speed = sum(work for work, _ in calls) / (time.perf_counter() - started)
+            count = self.counts[mode]
+            found[mode] = (count.new_tokens or count.tokens) / speed
+        return found
+
+
+class RehearsedModel(LocalModel):
+    """A view that only counts. It has the fingerprint of what it stands for, so that a log's answers are found."""
+
+    def __init__(self, real: LocalModel, tally: Tally) -> None:
+        self.real, self.tally = real, tally
+        self.backend, self.renderer, self.identity = real.backend, real.renderer, real.identity
+        self.intervention = real.intervention
+        self.engine = _CountingEngine(real.engine, tally)
+
+    def steered(self, intervention: Intervention) -> "RehearsedModel":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Return a rehearsed view under an intervention."""
+        base = self.real.base if isinstance(self.real, SteeredModel) else self.real
+        return RehearsedModel(base.steered(intervention), self.tally)
+
+    def prompt_digest(self, question: Question) -> str:
+        """Digest of the question, which is counted as asked for."""
+        self.tally.of(_mode(question)).questions += 1
+        return self.real.prompt_digest(question)
+
+    def score_together(self, asked: Sequence[tuple[LocalModel, Question]], on_answer: OnAnswer | None = None) -> list[Answer]:
+        """Count the questions and make up probabilities."""
+        answers = []
+        for number, (_, question) in enumerate(asked):
+            rendered = self.render(question)
+            tree = option_tree(question, rendered, self.renderer)
+            self._count(question, len(rendered.token_ids) + len(tree.prefixes) - 1)
+            chances = np.random.default_rng(number).dirichlet(np.full(len(question.options), 2.0)) + 1e-6
+            log_probs = {option.label: float(np.log(p)) for option, p in zip(question.options, chances, strict=True)}
+            answers.append(_hear(number, Answer.exact(question, log_probs), on_answer))
+        for mode, sample in self._samples(asked, _TIMED_QUESTIONS).items():
+            real = [(view.real if isinstance(view, RehearsedModel) else view, question) for view, question in sample]
+            work = sum(len(self.render(question).token_ids) for _, question in sample)
+            self.tally.remember(mode, work, lambda real=real: self.real.score_together(real))
+        return answers
+
+    def generate(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
+        """Count the questions and make up texts: an option where there are some, else words up to the limit."""
+        answers = []
+        for number, question in enumerate(questions):
+            assert question.sampling is not None
+            limit = question.sampling.max_new_tokens
+            self._count(question, len(self.render(question).token_ids), limit)
+            text = question.options[number % len(question.options)].forms[0] if question.options else " word" * limit
+            answers.append(_hear(number, Answer(Outcome.CHOSE, text=text), on_answer))
+        for mode, sample in self._samples([(self, question) for question in questions], _TIMED_GENERATIONS).items():
+            real = [question for _, question in sample]
+            work = sum(question.sampling.max_new_tokens for question in real if question.sampling)
+            self.tally.remember(mode, work, lambda real=real: self.real.generate(real))
+        return answers
+
+    def _count(self, question: Question, tokens: int, new_tokens: int = 0) -> None:
+        count = self.tally.of(_mode(question))
+        count.missing += 1
+        count.tokens += tokens
+        count.new_tokens += new_tokens
+
+    def _samples(self, asked: Sequence[tuple[LocalModel, Question]], size: int) -> dict[str, list[tuple[LocalModel, Question]]]:
+        """Some questions of every mode, in order and with all views of each, so that they share what the whole does."""
+        found: dict[str, dict[bytes, list[tuple[LocalModel, Question]]]] = {}
+        full: set[str] = set()
+        for view, question in asked:
+            mode, prompt = _mode(question), self.render(question).token_ids.tobytes()
+            prompts = found.setdefault(mode, {})
+            if prompt in prompts or mode not in full:
+                prompts.setdefault(prompt, []).append((view, question))
+            if len(prompts) >= size:
+                full.add(mode)
+        return {mode: _up_to(size, list(prompts.values())) for mode, prompts in found.items()}
+
+
+class _CountingEngine(Engine):
+    """Counts captured prompts and makes up their rows."""
+
+    def __init__(self, real: Engine, tally: Tally) -> None:
+        super().__init__(real.backend, real.layout, real.token_budget)
+        self._real, self._tally = real, tally
+
+    def capture(
+        self,
+        jobs: Sequence[Job],
+        selections: Sequence[Selection],
+        layers: Sequence[int],
+        done: Callable[[int, np.ndarray], None],
+    ) -> None:
+        count = self._tally.of(ACTIVATIONS)
+        count.questions += len(jobs)
+        count.missing += len(jobs)
+        count.tokens += sum(len(job.rendered.token_ids) for job in jobs)
+        sample = jobs[:_TIMED_QUESTIONS]
+        work = sum(len(job.rendered.token_ids) for job in sample)
+        rows = selections[: len(sample)]
+        self._tally.remember(
+            ACTIVATIONS, work, lambda: self._real.capture(sample, rows, layers, lambda _number, _residuals: None)
+        )
+        random, width = np.random.default_rng(0), self.backend.config.hidden_size
+        for number, rows_wanted in enumerate(selections):
+            done(number, random.normal(size=(len(rows_wanted), len(layers), width)).astype(np.float32))
+
+
+def _mode(question: Question) -> str:
+    return str(question.measures.get("mode", "other"))
+
+
+def _up_to(size: int, groups: Sequence[list[tuple[LocalModel, Question]]]) -> list[tuple[LocalModel, Question]]:
+    """Whole groups, until there are `size` questions or more."""
+    found: list[tuple[LocalModel, Question]] = []
+    for group in groups:
+        if len(found) < size:
+            found += group
+    return found
+
+
+def _hear(number: int, answer: Answer, on_answer: OnAnswer | None) -> Answer:
+    if on_answer is not None:
+        on_answer(number, answer)
+    return answer
