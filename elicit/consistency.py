@@ -55,7 +55,7 @@ def mean_agreement(preferences: pd.DataFrame, which: Bool[np.ndarray, "condition
     Intervals allow for pairs that share a task.
     """
     chosen = ~np.eye(preferences.shape[1], dtype=bool) if which is None else which
-    return over_pairs(preferences, lambda values: float(correlations(values)[chosen].mean()))
+    return over_pairs(preferences, lambda values: float(correlations(values)[chosen].mean()), bounds=(-1, 1))
 
 
 def reliability(preferences: pd.DataFrame) -> Estimate:
@@ -70,7 +70,7 @@ def reliability(preferences: pd.DataFrame) -> Estimate:
         products = (values.sum(axis=1) ** 2 - squares) / (k * (k - 1))
         return float(products.mean() / (squares / k).mean())
 
-    return over_pairs(preferences, share)
+    return over_pairs(preferences, share, bounds=(-1, 1))
 
 
 def of_mean(single: float, k: float) -> float:
@@ -83,8 +83,15 @@ def needed(single: float, target: float = 0.8) -> float:
     return math.inf if single <= 0 else max(1.0, target * (1 - single) / (single * (1 - target)))
 
 
-def over_pairs(preferences: pd.DataFrame, statistic: Callable[[np.ndarray], float]) -> Estimate:
-    """Estimate a statistic of preferences (pairs, conditions), whose interval allows for pairs that share a task."""
+def over_pairs(
+    preferences: pd.DataFrame,
+    statistic: Callable[[np.ndarray], float],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Estimate:
+    """Estimate a statistic of preferences (pairs, conditions), whose interval allows for pairs that share a task.
+
+    It is cut at the `bounds`, the least and greatest possible value.
+    """
     values = preferences.to_numpy(dtype=float)
     tasks = preferences.index.to_frame(index=False)
-    return dyadic_estimate(lambda rows: statistic(values[rows]), tasks["task_1"], tasks["task_2"])
+    return dyadic_estimate(lambda rows: statistic(values[rows]), tasks["task_1"], tasks["task_2"], bounds)

@@ -230,7 +230,10 @@ def heatmap(
         dark = abs(values[row, column]) > 0.6 * limit
         text = f"{values[row, column]:.{digits}f}".replace("0.", ".")
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    axes.set_xticks(range(n_columns), list(columns), rotation=60, ha="right", fontsize=7)
+    upright = max(map(len, columns)) <= 3
+    axes.set_xticks(
+        range(n_columns), list(columns), rotation=0 if upright else 60, ha="center" if upright else "right", fontsize=7
+    )
     axes.set_yticks(range(n_rows), list(rows), fontsize=7)
     axes.set_title(title, fontsize=10)
     figure.colorbar(image, ax=axes, label=label, shrink=0.8)

@@ -49,13 +49,13 @@ def unsigned(estimate: Estimate, digits: int = 2) -> str:
     return plain(estimate, digits).replace("+", "")
 
 
-def null_note(estimate: Estimate, what: str, null: float = 0.0) -> str:
+def null_note(estimate: Estimate, what: str, null: float = 0.0, digits: int = 2) -> str:
     """What to add where an interval contains the null: that it does, and the smallest effect it could have seen."""
     if estimate.differs_from(null):
         return ""
     return (
         f" The interval contains {null:g}, so no {what} is claimed; with n={estimate.n} the smallest that would be found "
-        f"about four times in five is {estimate.smallest_effect:.2f}."
+        f"about four times in five is {estimate.smallest_effect:.{digits}f}."
     )
 
 

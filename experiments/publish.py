@@ -105,6 +105,7 @@ def _screen(heading: str, findings: Sequence[Finding], path: Path) -> str:
             initial_indent=finding.name.ljust(margin),
             subsequent_indent=" " * margin,
             break_on_hyphens=False,
+            break_long_words=False,
         )
         lines += [" " * margin + row for row in finding.rows]
         lines.append("")

@@ -38,6 +38,7 @@ from store import Estimate, Sampling
 
 Detector = Literal["phrases", "judge"]
 CONTROL = "calibration"
+_ALL = "all but controls"
 _RESAMPLES = 500
 
 
@@ -164,14 +165,16 @@ def _measures(setup: Setup, tasks: Sequence[Task], settings: RefusalCorrelationS
 
 
 def _rates(detected: pd.DataFrame, detectors: Sequence[Detector]) -> pd.DataFrame:
-    """Refusal rate of every origin by every detector, a task counting once; the controls last."""
-    order = [*sorted(set(detected["origin"]) - {CONTROL}), CONTROL]
+    """Refusal rate by every detector, a task counting once: of all but the controls, of every origin, of the controls."""
+    others = detected[detected["origin"] != CONTROL]
+    parts = {_ALL: others} | {str(name): part for name, part in others.groupby("origin")}
+    parts[CONTROL] = detected[detected["origin"] == CONTROL]
     rows = []
-    for origin, detector in itertools.product(order, detectors):
-        part = detected[(detected["origin"] == origin) & detected[detector].notna()]
-        row = {"origin": origin, "detector": detector, "completions": len(part), "rate": np.nan}
-        if len(part):
-            found = clustered_rate(part[detector] > 0.5, part["task_id"])
+    for (origin, part), detector in itertools.product(parts.items(), detectors):
+        known = part[part[detector].notna()]
+        row = {"origin": origin, "detector": detector, "completions": len(known), "rate": np.nan}
+        if len(known):
+            found = clustered_rate(known[detector] > 0.5, known["task_id"])
             row |= {"rate": found.value, "low": found.low, "high": found.high, "tasks": found.n}
         rows.append(row)
     return pd.DataFrame(rows)
@@ -182,8 +185,8 @@ def _kappa(detected: pd.DataFrame, settings: RefusalCorrelationSettings) -> Esti
     if len(settings.detectors) < 2:
         return None
     known = detected.dropna(subset=list(settings.detectors))
-    if known.empty:
-        return None
+    if known.empty or not all((known[detector] > 0.5).any() for detector in settings.detectors):
+        return None  # where one finds nothing, there is nothing to agree about
     said = [known[detector].to_numpy() > 0.5 for detector in settings.detectors]
     # Kappa needs sums of four indicators only, so whole tasks can be resampled by weights.
     indicators = np.stack([said[0] & said[1], said[0], said[1], np.ones_like(said[0])], axis=1).astype(float)
@@ -212,21 +215,21 @@ def _correlation_table(related: Mapping[tuple[Detector, str], Agreement]) -> pd.
 
 
 def _rate_finding(rates: pd.DataFrame, settings: RefusalCorrelationSettings) -> Finding:
-    known = rates.dropna(subset=["rate"])
     said = []
     for detector in settings.detectors:
-        part = known[known["detector"] == detector]
-        others, control = part[part["origin"] != CONTROL], part[part["origin"] == CONTROL]
-        if len(others):
-            most = others.sort_values("rate").iloc[-1]
-            alarm = f"; of controls {_share(control.iloc[0])}" if len(control) else ""
-            said.append(f"by {detector} most of {most['origin']} ({_share(most)}){alarm}")
-    silent = [detector for detector in settings.detectors if known[known["detector"] == detector].empty]
-    note = f" The model does not answer as a judge ({', '.join(silent)} is off format)." if silent else ""
-    return Finding("Refusals", f"Refused are, {'; '.join(said)}.{note}", "refusal_rates")
+        part = rates[rates["detector"] == detector].set_index("origin")
+        whole: Any = part.loc[_ALL]
+        if np.isnan(whole["rate"]):
+            said.append(f"by {detector} nothing can be said, since the model as a judge is off format")
+            continue
+        others = part.drop([_ALL, CONTROL]).sort_values("rate")
+        most = f", most of {others.index[-1]} ({_share(others.iloc[-1])})" if others["rate"].max() > 0 else ""
+        alarms = f"; of the controls {_share(part.loc[CONTROL])}" if part.loc[CONTROL, "completions"] else ""
+        said.append(f"by {detector} {_share(whole)} of {whole['tasks']:.0f} tasks{most}{alarms}")
+    return Finding("Refusals", f"Refused are, {'; '.join(said)}.", "refusal_rates")
 
 
-def _share(row: pd.Series) -> str:
+def _share(row: Any) -> str:
     return f"{100 * row['rate']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"
 
 

@@ -153,15 +153,17 @@ def between_seeds(shares: pd.DataFrame) -> Estimate:
     def mean(values: Float[np.ndarray, "pairs seeds"]) -> float:
         return float(np.nanmean([_correlation(a, b) for a, b in itertools.combinations(values.T, 2)]))
 
-    return over_pairs(seeds, mean)
+    return over_pairs(seeds, mean, bounds=(-1, 1))
 
 
 def draws_table(shares: pd.DataFrame) -> pd.DataFrame:
     """Correlation with the exact answers of the mean of the first 1, 2, ... seeds."""
     rows = []
     for k in range(1, shares.shape[1]):
-        estimate = over_pairs(shares, lambda values, k=k: _correlation(values[:, 0], _mean_of_known(values[:, 1 : k + 1])))
-        rows.append({"draws": k, "with_exact": estimate.value, "low": max(-1.0, estimate.low), "high": min(1.0, estimate.high)})
+        estimate = over_pairs(
+            shares, lambda values, k=k: _correlation(values[:, 0], _mean_of_known(values[:, 1 : k + 1])), bounds=(-1, 1)
+        )
+        rows.append({"draws": k, "with_exact": estimate.value, "low": estimate.low, "high": estimate.high})
     return pd.DataFrame(rows)
 
 

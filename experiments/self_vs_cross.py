@@ -1,6 +1,5 @@
 """self_vs_cross: several models (or steered views of one) do the same tasks and rate each other's work and their own."""
 
-import itertools
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -11,25 +10,25 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import Context, ask, choice, completion, fit_least_squares, rating, regular_pairs
 from elicit.templates import template
-from experiments import figures as plots
+from experiments.crossed import Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
 from experiments.loop import cache_activations
 from experiments.publish import Result, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
+from experiments.steering import reference_norm_of
 from interp import Intervention, LocalModel, preference_direction
 from interp.layers import LayerSpec
 from store import Estimate, Sampling
 
 _BASE = "base"
 _RESAMPLES = 1000
-_LEAST_TASKS = 6
+_OWN_WORK = "own work above others', as a share of a scale's length"
 
 
 class SelfVsCrossSettings(Settings):
@@ -43,11 +42,11 @@ class SelfVsCrossSettings(Settings):
     per_origin: int = Field(default=8, ge=1, description="Tasks sampled from each origin.")
     others: tuple[str, ...] = Field(default=(), description="More models: embedded, folders with checkpoints, or hub ids.")
     doses: tuple[float, ...] = Field(
-        default=(-0.2, 0.2), description="Views of the model steered along its preference direction; none to leave them out."
+        default=(-0.1, 0.1), description="Views of the model steered along its preference direction; none to leave them out."
     )
     layer: LayerSpec = Field(default=0.5, description="Layer that is steered.")
     scales: tuple[str, ...] = Field(
-        default=("yes_somewhat_no", "good_bad", "stated_10"),
+        default=("yes_somewhat_no", "likert_agreement", "stated_10"),
         min_length=1,
         description="Scales of mode rating, asked after doing.",
     )
@@ -74,15 +73,10 @@ def run(settings: SelfVsCrossSettings) -> Result:
         [_rate(setup, rater, model, each, settings) for rater, model in respondents.items() for each in written.items()],
         ignore_index=True,
     )
-    values = matrix_of(ratings, list(respondents))
-    if len(values) < _LEAST_TASKS:
-        raise ValueError(
-            f"{len(values)} tasks have a rating on format from every respondent of every respondent's work; expected "
-            f"{_LEAST_TASKS}. Choose scales that all can answer after doing, or gentler doses."
-        )
     names = list(respondents)
-    cells = cells_table(values, names, settings.seed)
-    effects = self_effects(values, names, settings.seed)
+    crossed = Crossed.of(ratings, ("rated_by", "done_by"), names)
+    cells, values = crossed.cells(), crossed.values
+    effects = self_effects(values, names)
     setup.run.save_table("completions", pd.concat(written.values(), ignore_index=True))
     for name, table in (("ratings", ratings), ("cells", cells)):
         setup.run.save_table(name, table)
@@ -91,10 +85,10 @@ def run(settings: SelfVsCrossSettings) -> Result:
         setup,
         experiment="self_vs_cross",
         question=rating.questions(setup.tasks[:1], scale=settings.scales[0], completions=completion.texts(written[_BASE]))[0],
-        findings=[_self_finding(effects, names), _spread_finding(spreads, names)],
-        figures={"self_vs_cross": matrix_figure(cells, names), "self_effects": effects_figure(effects)},
+        findings=[_self_finding(effects, names), _spread_finding(spreads, names, crossed)],
+        figures={"self_vs_cross": crossed.figure(), "self_effects": effects_figure(effects, _OWN_WORK, "Self-preference")},
         tables=[
-            Table("Ratings", "Mean rating, as a share of the scale's length, with intervals by bootstrap over tasks.", cells),
+            Table("Ratings", "Mean rating, as a share of the scale's length, with Student's intervals over tasks.", cells),
             Table(
                 "Own work",
                 "By how much a respondent's rating of its own work exceeds the sum of how it rates and how it is rated.",
@@ -104,10 +98,10 @@ def run(settings: SelfVsCrossSettings) -> Result:
         methods=(
             f"{len(names)} respondents ({', '.join(names)}) each did {len(setup.tasks)} tasks (up to {settings.max_new_tokens} "
             f"tokens, temperature {settings.temperature:g}) and rated everyone's completions after doing, as if they were "
-            f"their own, on {', '.join(settings.scales)}; ratings are shares of a scale's length, averaged over scales. "
+            f"their own, on {', '.join(crossed.scales)}; ratings are shares of a scale's length, averaged over scales. "
             "Steered views are pushed on all tokens along the difference of means between the tasks preferred most and "
             "least, doses in mean residual norms. The effect of own work is the interaction of rater and writer on the "
-            "diagonal, within tasks; intervals are a bootstrap over tasks."
+            "diagonal, within tasks; intervals are Student's, over tasks."
         ),
         summary={"cells": cells.to_dict("records"), "own_work": effects, "spreads": spreads},
         seconds=time.monotonic() - started,
@@ -134,7 +128,7 @@ def _steered(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, LocalMode
     direction = preference_direction(store, utilities.labels(), layer=layer, position="task_mean")
     # One unit of dose is measured on prompts as they are when a task is done.
     doing = completion.questions(setup.tasks)
-    vector = setup.model.calibrate(direction, doing, ["all"])
+    vector = direction.scaled(**reference_norm_of(setup.model, layer, doing, ["all"], setup.run))
     setup.run.save_direction("preference", vector)
     return {f"dose {dose:+g}": setup.model.steered(Intervention.everywhere(vector, dose)) for dose in settings.doses if dose}
 
@@ -156,7 +150,7 @@ def _rate(
     for scale in settings.scales:
         asked = rating.questions(tasks, scale=scale, completions=texts)
         table = rating.ratings(asked, ask(asked, model, setup.run.log, description=f"{rater} rates {writer}"))
-        tables.append(table.assign(share=rating.shares(table), rater=rater, writer=writer))
+        tables.append(table.assign(rated_by=rater, done_by=writer))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -172,37 +166,18 @@ class Spreads:
         return {"raters": self.raters.to_dict(), "writers": self.writers.to_dict()}
 
 
-def matrix_of(ratings: pd.DataFrame, names: Sequence[str]) -> Float[np.ndarray, "tasks raters writers"]:
-    """Ratings averaged over scales, of the tasks with an answer on format everywhere."""
-    wide = ratings.pivot_table(index="task_id", columns=["rater", "writer", "scale"], values="share", dropna=False).dropna()
-    mean = wide.T.groupby(level=["rater", "writer"]).mean().T
-    cells = [[mean[rater, writer].to_numpy() for writer in names] for rater in names]
-    return np.moveaxis(np.array(cells, dtype=float), -1, 0)
-
-
-def cells_table(values: Float[np.ndarray, "tasks raters writers"], names: Sequence[str], seed: int) -> pd.DataFrame:
-    """Mean rating of every rater for every writer."""
-    rows = []
-    for (i, rater), (j, writer) in itertools.product(enumerate(names), enumerate(names)):
-        rows.append({"rater": rater, "writer": writer} | _over_tasks(values, lambda v, i=i, j=j: v[..., i, j], seed).to_dict())
-    return pd.DataFrame(rows).rename(columns={"value": "rating"})
-
-
-def self_effects(values: Float[np.ndarray, "tasks raters writers"], names: Sequence[str], seed: int) -> dict[str, Estimate]:
+def self_effects(values: Float[np.ndarray, "tasks raters writers"], names: Sequence[str]) -> dict[str, Estimate]:
     """Interaction of rater and writer for every respondent's own work, and their mean (`all`).
 
     What a rater gives on average and what a writer gets on average are taken out, so that a generous rater or a good writer
     does not count as self-preference.
     """
-
-    def interaction(mean: Float[np.ndarray, "... raters writers"]) -> Float[np.ndarray, "... raters writers"]:
-        by_rater, by_writer = mean.mean(axis=-1, keepdims=True), mean.mean(axis=-2, keepdims=True)
-        return mean - by_rater - by_writer + mean.mean(axis=(-2, -1), keepdims=True)
-
-    own = values.shape[1] / (values.shape[1] - 1)  # of an excess on the diagonal, the means take a part with them
-    effects = {name: _over_tasks(values, lambda v, i=i: interaction(v)[..., i, i], seed) for i, name in enumerate(names)}
-    mean = _over_tasks(values, lambda v: own * np.diagonal(interaction(v), axis1=-2, axis2=-1).mean(axis=-1), seed)
-    return effects | {"all": mean}
+    by_rater, by_writer = values.mean(axis=2, keepdims=True), values.mean(axis=1, keepdims=True)
+    interaction = values - by_rater - by_writer + values.mean(axis=(1, 2), keepdims=True)
+    kept = 1 - 1 / len(names)  # of an excess on the diagonal; the means take the rest with them
+    own = np.diagonal(interaction, axis1=1, axis2=2) / kept
+    effects = {name: Estimate.of_mean(own[:, place]) for place, name in enumerate(names)}
+    return effects | {"all": Estimate.of_mean(own.mean(axis=1))}
 
 
 def _spreads(values: Float[np.ndarray, "tasks raters writers"], seed: int) -> Spreads:
@@ -218,13 +193,6 @@ def _spreads(values: Float[np.ndarray, "tasks raters writers"], seed: int) -> Sp
     return Spreads(raters, writers)
 
 
-def _over_tasks(values: Float[np.ndarray, "tasks raters writers"], statistic: Any, seed: int) -> Estimate:
-    """A linear statistic of the mean over tasks, with a bootstrap over tasks."""
-    each = statistic(values)
-    rows = np.random.default_rng(seed).integers(len(each), size=(_RESAMPLES, len(each)))
-    return Estimate.from_draws(float(each.mean()), each[rows].mean(axis=1), len(each))
-
-
 def _self_finding(effects: Mapping[str, Estimate], names: Sequence[str]) -> Finding:
     whole = effects["all"]
     said = "; ".join(f"{name} {plain(effects[name], 3)}" for name in names)
@@ -232,43 +200,18 @@ def _self_finding(effects: Mapping[str, Estimate], names: Sequence[str]) -> Find
         "Own work",
         f"A respondent rates its own work higher than another's by {plain(whole, 3)} of a scale's length, beyond how it "
         "rates and "
-        f"how it is rated (on the diagonal: {said}; {whole.n} tasks)." + null_note(whole, "self-preference"),
+        f"how it is rated (on the diagonal: {said}; {whole.n} tasks)." + null_note(whole, "self-preference", digits=3),
         "self_effects",
     )
 
 
-def _spread_finding(spreads: Spreads, names: Sequence[str]) -> Finding:
+def _spread_finding(spreads: Spreads, names: Sequence[str], crossed: Crossed) -> Finding:
     raters, writers = (plain(each, 3).replace("+", "") for each in (spreads.raters, spreads.writers))
     return Finding(
         "Raters, writers",
         f"The mean ratings of {len(names)} respondents differ by who rates with a standard deviation of {raters} of a scale's "
-        f"length, and by who wrote with one of {writers}.",
+        f"length, and by who wrote with one of {writers}.{crossed.dropped_note}",
         "self_vs_cross",
-    )
-
-
-def matrix_figure(cells: pd.DataFrame, names: Sequence[str]) -> Figure:
-    """Who rates whom how, less the mean of all."""
-    wide = cells.pivot(index="rater", columns="writer", values="rating").loc[list(names), list(names)]
-    values = wide.to_numpy(dtype=float)
-    return plots.heatmap(
-        values - values.mean(),
-        [f"rated by {name}" for name in names],
-        [f"done by {name}" for name in names],
-        f"Rating, less the mean of all (n={int(cells['n'].iloc[0])} tasks)",
-        "share of a scale's length",
-        digits=3,
-    )
-
-
-def effects_figure(effects: Mapping[str, Estimate]) -> Figure:
-    """Self-preference of every respondent."""
-    rows = list(effects.items())[::-1]
-    return plots.forest(
-        [name for name, _ in rows],
-        np.array([[each.value, each.low, each.high] for _, each in rows]),
-        "own work above others', as a share of a scale's length",
-        f"Self-preference (n={rows[0][1].n} tasks)",
     )
 
 

@@ -102,7 +102,7 @@ def steer(
         asked = _questions(mode, test, pairs, elicitation, settings)
         positions = _SPANS if mode == "choice" else ("all",)
         for layer in layers:
-            norm = _reference_norm(model, layer, asked, positions, run)
+            norm = reference_norm_of(model, layer, asked, positions, run)
             scaled = {name: direction.scaled(**norm) for name, direction in directions[layer].items()}
             vectors |= {_vector_name(name, layer, mode): vector for name, vector in scaled.items()}
             frames.append(_ask_grid(model, mode, layer, asked, scaled, settings, run))
@@ -151,9 +151,10 @@ def _questions(
     return choice.questions(test, pairs, wording=elicitation.wording)
 
 
-def _reference_norm(
+def reference_norm_of(
     model: LocalModel, layer: int, asked: Sequence[Question], positions: Sequence[str], run: RunDirectory
 ) -> dict[str, Any]:
+    """What one unit of dose is (see `LocalModel.reference_norm`), measured once a run directory."""
     key = digest(model.fingerprint, layer, list(positions), [model.prompt_digest(question) for question in asked])
     return run.remembered("reference_norms", key, lambda: model.reference_norm(layer, asked, positions))
 

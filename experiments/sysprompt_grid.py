@@ -3,20 +3,19 @@
 import itertools
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from matplotlib.figure import Figure
 from pydantic import Field, field_validator
 
 from elicit import Context, completion, rating
 from elicit.context import unmentioned
 from elicit.templates import template
-from experiments import figures as plots
+from experiments.crossed import LEAST_TASKS, Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
 from experiments.publish import Result, publish
 from experiments.report import Table
@@ -24,8 +23,7 @@ from experiments.settings import Settings
 from experiments.setup import Setup
 from store import Estimate, Sampling
 
-_RESAMPLES = 1000
-_LEAST_TASKS = 6
+_CHANGE = "change of the rating, as a share of a scale's length"
 _PROMPTS = {
     "neutral": "You are an assistant. Whatever you are asked to do next, you do it as it is described.",
     "keen": "You love your work. Whatever you are asked to do next, you look forward to it.",
@@ -72,10 +70,10 @@ def run(settings: SyspromptGridSettings) -> Result:
     setup = Setup.of(settings, settings.load_tasks())
     written = _write(setup, settings)
     kept = _unleaked(written, settings)
-    if len(kept) < _LEAST_TASKS:
+    if len(kept) < LEAST_TASKS:
         raise ValueError(
             f"{len(kept)} of {len(setup.tasks)} tasks have a completion under every prompt that does not repeat it; expected "
-            f"{_LEAST_TASKS}. Sample more tasks, or shorten the system prompts."
+            f"{LEAST_TASKS}. Sample more tasks, or shorten the system prompts."
         )
     tasks = [task for task in setup.tasks if task.id in kept]
     asked = {
@@ -92,13 +90,8 @@ def run(settings: SyspromptGridSettings) -> Result:
         [rating.ratings(*found["/".join(key)]).assign(done_under=key[0], rated_under=key[1]) for key in asked],
         ignore_index=True,
     )
-    values = grid_of(ratings, list(settings.prompts))
-    if values.shape[0] < _LEAST_TASKS:
-        raise ValueError(
-            f"{values.shape[0]} tasks are rated on format in every cell of the grid; expected {_LEAST_TASKS}. Choose scales "
-            "that this model can answer after doing: `penchant preflight --templates rating:stated_5,when=after`."
-        )
-    cells, effects = cells_table(values, list(settings.prompts), settings.seed), effects_of(values, settings)
+    crossed = Crossed.of(ratings, ("done_under", "rated_under"), list(settings.prompts))
+    cells, effects = crossed.cells(), effects_of(crossed.values, settings)
     for name, table in (("completions", pd.concat(written.values())), ("ratings", ratings), ("cells", cells)):
         setup.run.save_table(name, table)
     setup.run.save_table("effects", pd.DataFrame([{"effect": name} | each.to_dict() for name, each in effects.items()]))
@@ -110,18 +103,19 @@ def run(settings: SyspromptGridSettings) -> Result:
             _effects_finding("Rated under", "rated", effects, settings),
             _effects_finding("Done under", "done", effects, settings),
             _interaction_finding(effects, settings),
-            _leak_finding(written, settings, len(kept), len(setup.tasks)),
+            _leak_finding(written, settings, f"{len(kept)} of {len(setup.tasks)}", crossed),
         ],
-        figures={"sysprompt_grid": grid_figure(cells, settings), "sysprompt_effects": effects_figure(effects)},
-        tables=[
-            Table("Cells", "Mean rating, as a share of the scale's length, with intervals by bootstrap over tasks.", cells)
-        ],
+        figures={
+            "sysprompt_grid": crossed.figure(),
+            "sysprompt_effects": effects_figure(effects, _CHANGE, "Effects within tasks"),
+        },
+        tables=[Table("Cells", "Mean rating, as a share of the scale's length, with Student's intervals over tasks.", cells)],
         methods=(
             f"{len(setup.tasks)} tasks were done under each of {len(settings.prompts)} system prompts, with the instruction "
             f"not to mention them (up to {settings.max_new_tokens} tokens, temperature {settings.temperature:g}); tasks of "
             f"which a completion repeats its prompt were left out. Each completion was then rated after doing, under each "
             f"prompt, on {', '.join(settings.scales)}; ratings are shares of a scale's length, averaged over scales. Effects "
-            f"are within tasks, against {next(iter(settings.prompts))}; intervals are a bootstrap over the tasks."
+            f"are within tasks, against {next(iter(settings.prompts))}; intervals are Student's, over tasks."
         ),
         summary={"cells": cells.to_dict("records"), "effects": effects, "tasks_kept": len(kept)},
         seconds=time.monotonic() - started,
@@ -150,26 +144,6 @@ def _unleaked(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettin
     return set.intersection(*kept)
 
 
-def grid_of(ratings: pd.DataFrame, prompts: Sequence[str]) -> Float[np.ndarray, "tasks done rated"]:
-    """Ratings as shares of their scale's length, averaged over scales, of the tasks on format in every cell."""
-    shares = ratings.assign(share=rating.shares(ratings))
-    wide = shares.pivot_table(
-        index="task_id", columns=["done_under", "rated_under", "scale"], values="share", dropna=False
-    ).dropna()
-    mean = wide.T.groupby(level=["done_under", "rated_under"]).mean().T
-    cells = [[mean[done, rated].to_numpy() for rated in prompts] for done in prompts]
-    return np.moveaxis(np.array(cells, dtype=float), -1, 0)
-
-
-def cells_table(values: Float[np.ndarray, "tasks done rated"], prompts: Sequence[str], seed: int) -> pd.DataFrame:
-    """Mean rating of every cell with its interval."""
-    rows = []
-    for (i, done), (j, rated) in itertools.product(enumerate(prompts), enumerate(prompts)):
-        estimate = _bootstrap(values[:, i, j], seed)
-        rows.append({"done_under": done, "rated_under": rated} | estimate.to_dict())
-    return pd.DataFrame(rows).rename(columns={"value": "rating"})
-
-
 def effects_of(values: Float[np.ndarray, "tasks done rated"], settings: SyspromptGridSettings) -> dict[str, Estimate]:
     """Effects within tasks, against the first prompt.
 
@@ -182,13 +156,8 @@ def effects_of(values: Float[np.ndarray, "tasks done rated"], settings: Syspromp
         rated = (values[:, :, place] - values[:, :, 0]).mean(axis=1)
         same = values[:, place, place] - values[:, place, 0] - values[:, 0, place] + values[:, 0, 0]
         for kind, each in (("rated", rated), ("done", done), ("same", same)):
-            effects[f"{kind} {name}"] = _bootstrap(each, settings.seed)
+            effects[f"{kind} {name}"] = Estimate.of_mean(each)
     return effects
-
-
-def _bootstrap(values: Float[np.ndarray, " tasks"], seed: int) -> Estimate:
-    rows = np.random.default_rng(seed).integers(len(values), size=(_RESAMPLES, len(values)))
-    return Estimate.from_draws(float(values.mean()), values[rows].mean(axis=1), len(values))
 
 
 def _effects_finding(name: str, kind: str, effects: Mapping[str, Estimate], settings: SyspromptGridSettings) -> Finding:
@@ -199,7 +168,7 @@ def _effects_finding(name: str, kind: str, effects: Mapping[str, Estimate], sett
     sentence = f"{verb} under another system prompt than {base} moves it by {said} of a scale's length."
     if null:
         worst = max((effects[f"{kind} {other}"] for other in null), key=lambda each: each.se)
-        sentence += f" For {', '.join(null)}:" + null_note(worst, "effect")
+        sentence += null_note(worst, f"effect of {' or '.join(null)}", digits=3)
     return Finding(name, sentence, "sysprompt_effects")
 
 
@@ -207,46 +176,21 @@ def _interaction_finding(effects: Mapping[str, Estimate], settings: SyspromptGri
     _, *others = settings.prompts
     said = "; ".join(f"{other} {plain(effects[f'same {other}'], 3)}" for other in others)
     null = [effects[f"same {other}"] for other in others if not effects[f"same {other}"].differs_from(0)]
-    note = null_note(max(null, key=lambda each: each.se), "interaction") if null else ""
+    note = null_note(max(null, key=lambda each: each.se), "interaction", digits=3) if null else ""
     return Finding(
         "Both at once", f"Done and rated under the same prompt, ratings differ from the sum of the two effects by {said}.{note}"
     )
 
 
-def _leak_finding(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettings, kept: int, n: int) -> Finding:
+def _leak_finding(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettings, kept: str, crossed: Crossed) -> Finding:
     leaks = ", ".join(
         f"{name} {len(table) - len(completion.without_leaks(table, settings.prompts[name]))}" for name, table in written.items()
     )
     return Finding(
         "Completions",
-        f"{kept} of {n} tasks have a usable completion under every prompt; completions that repeat their prompt: {leaks}.",
+        f"{kept} tasks have a usable completion under every prompt; completions that repeat their prompt: "
+        f"{leaks}.{crossed.dropped_note}",
         "sysprompt_grid",
-    )
-
-
-def grid_figure(cells: pd.DataFrame, settings: SyspromptGridSettings) -> Figure:
-    """Mean rating of every cell, less the mean of all."""
-    names = list(settings.prompts)
-    wide = cells.pivot(index="done_under", columns="rated_under", values="rating").loc[names, names]
-    values = wide.to_numpy(dtype=float)
-    return plots.heatmap(
-        values - values.mean(),
-        [f"done under {name}" for name in names],
-        [f"rated under {name}" for name in names],
-        f"Rating, less the mean of all cells (n={int(cells['n'].iloc[0])} tasks)",
-        "share of a scale's length",
-        digits=3,
-    )
-
-
-def effects_figure(effects: Mapping[str, Estimate]) -> Figure:
-    """Effects of doing and rating under each prompt."""
-    rows = list(effects.items())[::-1]
-    return plots.forest(
-        [name for name, _ in rows],
-        np.array([[each.value, each.low, each.high] for _, each in rows]),
-        "change of the rating, as a share of a scale's length",
-        f"Effects within tasks (n={rows[0][1].n})",
     )
 
 

@@ -133,7 +133,7 @@ def _table(comparisons: Mapping[str, pd.DataFrame], preferences: pd.DataFrame, p
             row["spread"] = float(np.sqrt((preferences[name] ** 2).mean()))
             if name != NONE:
                 agreement = mean_agreement(preferences[[NONE, name]])
-                row |= {"agreement": agreement.value, "low": agreement.low, "high": min(1.0, agreement.high)}
+                row |= {"agreement": agreement.value, "low": agreement.low, "high": agreement.high}
         rows.append(row)
     return pd.DataFrame(rows)
 

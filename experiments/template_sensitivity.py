@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import choice, regular_pairs, sample_templates
-from elicit.consistency import contents, correlations, needed, of_mean, over_pairs, reliability
+from elicit.consistency import LEAST_COVERAGE, contents, correlations, needed, of_mean, over_pairs, reliability
 from elicit.consistency import mean_agreement as mean_agreement_of
 from elicit.templates import templates
 from experiments import figures as plots
@@ -26,7 +26,7 @@ from store import Estimate
 
 _TARGET = 0.8
 _TRIAL_PAIRS = 6
-_LEAST_ON_FORMAT = 0.5
+_LEAST_ON_FORMAT = LEAST_COVERAGE
 
 
 class TemplateSensitivitySettings(Settings):
@@ -56,7 +56,7 @@ def run(settings: TemplateSensitivitySettings) -> Result:
     setup = Setup.of(settings, settings.load_tasks())
     pairs = regular_pairs([task.id for task in setup.tasks], settings.degree, settings.seed)
     tried = _try_levels(setup, pairs[:_TRIAL_PAIRS], settings.axes)
-    out = {axis: set(part["level"]) for axis, part in tried[~tried["kept"]].groupby("axis")}
+    out = {str(axis): set(part["level"]) for axis, part in tried[~tried["kept"]].groupby("axis")}
     sampled = sample_templates("choice", settings.n_templates, settings.axes, without=out, seed=settings.seed)
     names = list(dict.fromkeys(sampled))
     found = setup.ask_each({name: choice.questions(setup.tasks, pairs, wording=name) for name in names}, "choices")
@@ -85,7 +85,7 @@ def run(settings: TemplateSensitivitySettings) -> Result:
         ],
         figures={"template_agreement": agreement_figure(preferences), "template_axes": axes_figure(axes)},
         tables=[
-            Table("Levels", "Share of answers on format with the level alone; below one half it was left out.", tried),
+            Table("Levels", "Share of answers on format with the level alone; below four fifths it was left out.", tried),
             Table("Templates", "agreement: correlation over pairs with the mean of the other templates.", table),
             Table(
                 "Axes",
@@ -224,10 +224,10 @@ def agreement_figure(preferences: pd.DataFrame) -> Figure:
     """Correlation of every template with every other, those that agree best side by side."""
     r = correlations(preferences.to_numpy(dtype=float))
     order = np.argsort(-np.linalg.eigh(r)[1][:, -1] * np.sign(np.linalg.eigh(r)[1][:, -1].sum()))
-    names = [str(preferences.columns[place]) for place in order]
-    return plots.heatmap(
-        r[np.ix_(order, order)], names, names, f"Agreement of templates over {len(preferences)} pairs", "correlation over pairs"
-    )
+    names = [f"{preferences.columns[place]}  {number}" for number, place in enumerate(order, start=1)]
+    numbers = [str(number) for number in range(1, len(names) + 1)]
+    title = f"Agreement of templates over {len(preferences)} pairs"
+    return plots.heatmap(r[np.ix_(order, order)], names, numbers, title, "correlation over pairs")
 
 
 def axes_figure(axes: pd.DataFrame) -> Figure:
