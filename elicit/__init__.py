@@ -3,7 +3,7 @@
 from elicit.balance import sample_templates
 from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
-from elicit.follow_up import follow_up, reasoned
+from elicit.follow_up import follow_up, reasoned, thought_first
 from elicit.hub import load_hub_tasks
 from elicit.judged import read_by_judge
 from elicit.modes import bail, choice, choice_after, completion, completion_choice, judge, opt_out, ranking, rating, refusal
@@ -75,4 +75,5 @@ __all__ = [
     "task_question",
     "template",
     "templates",
+    "thought_first",
 ]

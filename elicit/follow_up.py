@@ -8,6 +8,7 @@ from elicit.runner import ask
 from store.measurements import MeasurementLog
 from store.records import Answer, Message, Question, Sampling
 
+START_OF_THOUGHT, END_OF_THOUGHT = "<think>", "</think>"
 REASON = "Before you answer, give your reasons in one or two sentences. Do not state the answer yet."
 
 
@@ -27,6 +28,7 @@ def reasoned(
             question,
             messages=(*question.messages[:-1], _with(question.messages[-1], REASON)),
             options=(),
+            refusals=(),
             prefill="",
             minimum_mass=0.0,
             sampling=sampling,
@@ -39,6 +41,32 @@ def reasoned(
         if answer.text is not None:
             prefill = f"{answer.text.strip()}\n\n{question.prefill}"
             made.append(replace(question, prefill=prefill, measures={**question.measures, "reasons": answer.text.strip()}))
+    return made
+
+
+def thought_first(
+    questions: Sequence[Question],
+    respondent: Respondent,
+    log: MeasurementLog | None = None,
+    *,
+    sampling: Sampling = Sampling(max_new_tokens=1024),
+) -> list[Question]:
+    """The same questions with the respondent's own thought put before the answer, which can then be scored exactly.
+
+    The questions have `thinking=True`, for respondents whose chat template knows it. One whose thought does not end within
+    the limit is left out. The thought is kept in `measures["thought"]`, apart from the answer.
+    """
+    first = [
+        replace(question, options=(), refusals=(), prefill="", minimum_mass=0.0, sampling=sampling, thinking=True)
+        for question in questions
+    ]
+    made = []
+    for question, answer in zip(questions, ask(first, respondent, log, description="thoughts"), strict=True):
+        opened, end, _ = (answer.text or "").partition(END_OF_THOUGHT)
+        if end:
+            thought = opened.replace(START_OF_THOUGHT, "").strip()
+            prefill = f"{opened}{end}\n\n{question.prefill}"
+            made.append(replace(question, prefill=prefill, thinking=True, measures={**question.measures, "thought": thought}))
     return made
 
 

@@ -44,7 +44,10 @@ _SCALE = re.compile(
     r"|\(\s*-?\d+\s*[-\u2013]\s*\d+\s*\)|(?<=\d)\s*(?:out of|/|sur|sobre|von)\s*\d+",
     re.IGNORECASE,
 )
-_THOUGHT = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|$)", re.DOTALL | re.IGNORECASE)
+# The opening tag may stand in the prompt already, and the closing one may be missing where the text was cut off.
+_THOUGHT = re.compile(
+    r"(?:^(?:(?!<think).)*?</think(?:ing)?>|<think(?:ing)?>.*?(?:</think(?:ing)?>|$))", re.DOTALL | re.IGNORECASE
+)
 _SPECIAL_TOKEN = re.compile(r"<\|[^|<>]*\|>|</?tool_call>|```\w*")
 _PROGRAM = re.compile(r"```(?!json|xml)\w+\n.*?(?:```|$)", re.DOTALL)
 _LIST = re.compile(r"^[ \t]*\d+[.)][ \t]+(?=\S)", re.MULTILINE)
@@ -101,6 +104,12 @@ def _may_go_on(text: str, options: Sequence[Option]) -> bool:
     """Whether a text stops within a number that could still become another option: 1 of 10."""
     number = re.search(r"-?\d+$", text)
     return number is not None and any(option.label != number[0] and option.label.startswith(number[0]) for option in options)
+
+
+def split_thought(text: str) -> tuple[str, str]:
+    """What was thought, without its tags, and what was said."""
+    thoughts = [re.sub(r"</?think(?:ing)?>", "", match[0], flags=re.IGNORECASE).strip() for match in _THOUGHT.finditer(text)]
+    return "\n\n".join(filter(None, thoughts)), _THOUGHT.sub(" ", text).strip() if thoughts else text
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,14 @@ from interp.engine import Engine, Job, Selection
 from interp.model import LocalModel, OnAnswer, SteeredModel
 from interp.scoring import option_tree
 from interp.steering import Intervention
+from store.provenance import digest
 from store.records import Answer, Outcome, Question
 
 ACTIVATIONS = "activations"
 _TIMED_QUESTIONS = 48
 _TIMED_GENERATIONS = 8
 _TIMED_CALLS = 2
+_WORDS = ("the", "of", "and", "to", "in", "is", "for", "with")
 """So many questions of the first so many calls of each kind are really run, to learn how fast this machine is."""
 
 
@@ -117,13 +119,20 @@ class RehearsedModel(LocalModel):
             assert question.sampling is not None
             limit = question.sampling.max_new_tokens
             self._count(question, len(self.render(question).token_ids), limit)
-            text = question.options[number % len(question.options)].forms[0] if question.options else " word" * limit
+            text = question.options[number % len(question.options)].forms[0] if question.options else self._words(question)
             answers.append(_hear(number, Answer(Outcome.CHOSE, text=text), on_answer))
         for mode, sample in self._samples([(self, question) for question in questions], _TIMED_GENERATIONS).items():
             real = [question for _, question in sample]
             work = sum(question.sampling.max_new_tokens for question in real if question.sampling)
             self.tally.remember(mode, work, lambda real=real: self.real.generate(real))
         return answers
+
+    def _words(self, question: Question) -> str:
+        """As many words as there may be tokens; other questions and respondents get others, as in a real run."""
+        assert question.sampling is not None
+        seed = digest(self.fingerprint, self.real.prompt_digest(question), question.sampling.seed, question.draw)
+        words = np.random.default_rng(int(seed[:12], 16)).choice(_WORDS, size=question.sampling.max_new_tokens)
+        return " " + " ".join(words)
 
     def _count(self, question: Question, tokens: int, new_tokens: int = 0) -> None:
         count = self.tally.of(_mode(question))

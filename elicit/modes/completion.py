@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import pandas as pd
 
 from elicit.context import Context
+from elicit.parsing import split_thought
 from elicit.tasks import Task
 from elicit.templates import template
 from store.records import Answer, Outcome, Question, Sampling
 
-COMPLETION_COLUMNS = ("task_id", "draw", "task", "text", "outcome", "truncated")
+COMPLETION_COLUMNS = ("task_id", "draw", "task", "text", "thought", "outcome", "truncated")
 _LEAKED_WORDS = 8
 
 
@@ -38,13 +39,17 @@ def questions(
 
 
 def completions(asked: Sequence[Question], answers: Sequence[Answer]) -> pd.DataFrame:
-    """One row per text that came back: `task_id, draw, task, text, outcome, truncated`. Failed questions are left out."""
+    """One row per text that came back: `task_id, draw, task, text, thought, outcome, truncated`.
+
+    A thought is kept apart from the text. Failed questions are left out.
+    """
     rows = []
     for question, answer in zip(asked, answers, strict=True):
         if answer.outcome is not Outcome.ERROR:
             span = question.spans[-1]
             task = question.messages[span.message].content[span.start : span.end]
-            rows.append((question.measures["task"], question.draw, task, answer.text, answer.outcome.value, answer.truncated))
+            thought, said = split_thought(answer.text or "")
+            rows.append((question.measures["task"], question.draw, task, said, thought, answer.outcome.value, answer.truncated))
     return pd.DataFrame(rows, columns=list(COMPLETION_COLUMNS))
 
 

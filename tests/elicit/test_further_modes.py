@@ -29,10 +29,13 @@ from elicit import (
     rating,
     reasoned,
     refusal,
+    thought_first,
 )
 from elicit.modes.completion import leaks, without_leaks
+from elicit.parsing import read_text
+from interp import LocalModel
 from store import Answer, Message, Outcome, Sampling
-from tests.conftest import tiny
+from tests.conftest import CHATML, tiny, tiny_model, tiny_tokenizer
 
 TASKS = [Task("t1", "Sing a song."), Task("t2", "Add 3 and 4."), Task("t3", "Dance."), Task("t4", "Sleep.")]
 DONE = {"t1": "La la la.", "t2": "7", "t3": "(dances)", "t4": "Zzz."}
@@ -291,3 +294,69 @@ def test_rates_are_wilsons_and_draws_of_one_prompt_are_one_unit():
     assert clustered.high - clustered.low > rate(4, 6).high - rate(4, 6).low
     with pytest.raises(ValueError, match="3 successes of 2"):
         rate(3, 2)
+
+
+# ---- thinking
+
+THINKING = CHATML.replace(
+    "{{ '<|start|>assistant\\n' }}",
+    "{{ '<|start|>assistant\\n' }}{% if not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}",
+)
+
+
+class Thinker:
+    """Thinks aloud; the second of its thoughts does not end."""
+
+    fingerprint = "thinker"
+
+    def prompt_digest(self, question):
+        return f"{question.messages[0].content} {question.prefill}"
+
+    def generate(self, questions, on_answer=None):
+        for number, question in enumerate(questions):
+            assert question.thinking and not question.options
+            on_answer(
+                number,
+                Answer(Outcome.CHOSE, text="<think>\nSongs are fine.\n</think>\n\nA" if number != 1 else "<think>\nWell"),
+            )
+
+    def score(self, questions, on_answer=None):
+        raise AssertionError
+
+
+def test_a_template_that_knows_thinking_is_told_whether_to_think():
+    model = LocalModel(tiny_model("llama"), tiny_tokenizer(THINKING), name="thinking")
+    (off, on) = (choice.questions(TASKS, [("t1", "t2")], context=Context(thinking=thinking))[0] for thinking in (False, True))
+    assert model.renderer.knows_thinking and not LLAMA.renderer.knows_thinking
+    assert model.render(off).text.endswith("<|start|>assistant\n<think>\n\n</think>\n\nI would rather do Task")
+    assert model.render(on).text.endswith("<|start|>assistant\nI would rather do Task")
+    assert model.prompt_digest(off) != model.prompt_digest(on)
+
+
+def test_a_thought_comes_first_and_the_answer_after_it_is_exact():
+    asked = choice.questions(TASKS, [("t1", "t2"), ("t3", "t4")])
+    made = thought_first(asked, Thinker())
+    assert [(q.measures["first"], q.measures["thought"]) for q in made] == [
+        (q.measures["first"], "Songs are fine.") for q in (asked[0], *asked[2:])
+    ]
+    assert (
+        made[0].prefill == "<think>\nSongs are fine.\n</think>\n\nI would rather do Task"
+        and made[0].options == asked[0].options
+    )
+    model = LocalModel(tiny_model("llama"), tiny_tokenizer(THINKING), name="thinking")
+    (answer,) = model.score(made[:1])
+    assert model.render(made[0]).text.endswith("assistant\n" + made[0].prefill) and answer.log_probs
+
+
+def test_thoughts_are_kept_apart_from_completions_and_not_read_as_answers():
+    (asked,) = completion.questions(TASKS[:1])
+    for text, thought, said in (
+        ("<think>\nHm, A or B.\n</think>\n\nLa la.", "Hm, A or B.", "La la."),
+        ("Hm.\n</think>\nLa la.", "Hm.", "La la."),
+        ("<think>never ends", "never ends", ""),
+        ("La la.", "", "La la."),
+    ):
+        row = completion.completions([asked], [Answer(Outcome.CHOSE, text=text)]).iloc[0]
+        assert (row["thought"], row["text"]) == (thought, said)
+    letters = choice.questions(TASKS, [("t1", "t2")])[0].options
+    assert read_text("I could take A.\n</think>\nB", letters, truncated=False) == (Outcome.CHOSE, "B")

@@ -2,11 +2,14 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
-from elicit import TaskError, builtin_tasks, load_tasks, sample_tasks
+from elicit import Task, TaskError, builtin_tasks, load_tasks, read_ids, sample_tasks, select_tasks
+
+SHARED = Path(__file__).parents[3] / "shared" / "tasks"
 
 ROWS = [{"id": "t1", "text": "Sing, {please}.", "origin": "own", "topic": "music"}, {"id": "t2", "text": 'Say "hi"\nto her.'}]
 
@@ -92,3 +95,28 @@ def test_samples_that_cannot_be_drawn_are_refused():
         sample_tasks(builtin_tasks(), 43)
     with pytest.raises(ValueError, match="no tasks of origin 'sport'; expected one of"):
         sample_tasks(builtin_tasks(), 1, origins=["sport"])
+
+
+def test_tasks_are_chosen_and_left_out_by_files_of_ids(tmp_path):
+    tasks = [Task(name, name) for name in ("t1", "t2", "t3")]
+    (tmp_path / "ids.txt").write_text("t1  # the first\n\nt3\n")
+    ids = read_ids(tmp_path / "ids.txt")
+    assert ids == ["t1", "t3"]
+    assert [task.id for task in select_tasks(tasks, include=ids)] == ["t1", "t3"]
+    assert [task.id for task in select_tasks(tasks, include=ids, exclude=["t3", "t9"])] == ["t1"]
+    with pytest.raises(TaskError, match=r"1 ids to include are not among the 3 tasks, for instance \['t9'\]"):
+        select_tasks(tasks, include=["t1", "t9"])
+    with pytest.raises(TaskError, match="None of the 1 ids to exclude"):
+        select_tasks(tasks, exclude=["t9"])
+    (tmp_path / "none.txt").write_text("# nothing\n")
+    with pytest.raises(TaskError, match="has no task ids"):
+        read_ids(tmp_path / "none.txt")
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the real task texts are not beside this project")
+def test_real_task_files_are_read_whole():
+    tasks = {name: load_tasks(SHARED / f"{name}.jsonl") for name in ("wildchat", "bailbench", "stress_test")}
+    assert {name: len(part) for name, part in tasks.items()} == {"wildchat": 2011, "bailbench": 1630, "stress_test": 500}
+    everything = [task for part in tasks.values() for task in part]
+    sample = sample_tasks(everything, 20, seed=1)
+    assert len(sample) == 60 and {task.origin for task in sample} == set(tasks)

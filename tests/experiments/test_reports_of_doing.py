@@ -78,7 +78,7 @@ def test_complete_cases_are_crossed_and_scales_off_format_left_out():
     assert crossed.cells().set_index(["rows", "columns"]).loc[("one", "two"), "rating"] == pytest.approx(
         np.delete(values, 3, axis=0)[:, 0, 1].mean()
     )
-    with pytest.raises(ValueError, match=r"0 of 10 tasks are rated on format in every cell; expected 6 \(by scale: stated_10 0\)"):
+    with pytest.raises(ValueError, match=r"0 of 10 tasks are rated on format .* expected 6 \(by scale: stated_10 0\)"):
         Crossed.of(off, ("rows", "columns"), names)
 
 

@@ -4,12 +4,14 @@ import math
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
 from elicit import builtin_tasks, choice, rating
 from interp.scoring import option_tree
 from store import END_OF_TURN, Answer, Message, Option, Outcome, Question
+from store.records import REFUSAL
 from tests.conftest import pair_question, tiny
 
 
@@ -44,7 +46,7 @@ def test_the_embedded_model_scores_choices_and_every_scale_exactly(embedded):
     questions = choice.questions(tasks, [(tasks[0].id, tasks[1].id)])
     questions += [rating.questions(tasks[:1], scale=scale)[0] for scale in ("yes_somewhat_no", "likert_5", "stated_10")]
     for question, answer in zip(questions, embedded.score(questions), strict=True):
-        assert answer.log_probs == pytest.approx(naive_log_probs(embedded, question), abs=1e-4)
+        assert answer.raw_log_probs == pytest.approx(naive_log_probs(embedded, question), abs=1e-4)
 
 
 def test_one_is_told_from_ten_and_from_a_hundred(embedded):
@@ -99,3 +101,30 @@ def test_a_prompt_longer_than_the_context_is_an_error_answer_not_a_crash():
 def test_scoring_a_question_without_options_says_what_to_do():
     with pytest.raises(ValueError, match="generate"):
         tiny("llama").score([Question((Message("user", "Hello."),))])
+
+
+def test_refusals_are_read_beside_the_options_and_cost_nothing(tiny_lm):
+    """Those of one token, by the same forward pass as the options; longer ones are left out."""
+    plain = pair_question("Sing.", "Dance.")
+    asked = replace(plain, refusals=("C", " A", " none of the two"))
+    rendered = tiny_lm.render(asked)
+    trees = [option_tree(question, rendered, tiny_lm.renderer) for question in (plain, asked)]
+    assert trees[0].prefixes == trees[1].prefixes and REFUSAL not in trees[0].sequences
+    assert trees[1].sequences[REFUSAL] == (tiny_lm.renderer.tokens.continuation(rendered.text, "C"),)  # " A" is an option
+    without, answer = tiny_lm.score([plain, asked])
+    next_token = dict(tiny_lm.next_tokens(plain, 500))
+    (token,) = trees[1].sequences[REFUSAL][0]
+    assert answer.refusal_mass == pytest.approx(next_token[token], rel=1e-3)
+    assert answer.log_probs == pytest.approx(without.log_probs, abs=1e-4) and without.refusal_mass is None
+
+
+def test_a_likelier_refusal_is_no_vote():
+    asked = pair_question("Sing.", "Dance.", refusals=(" no",), minimum_mass=0.3)
+    for refusal, outcome in ((0.35, Outcome.CHOSE), (0.45, Outcome.REFUSED)):
+        answer = Answer.exact(asked, {"A": np.log(0.2), "B": np.log(0.2), REFUSAL: np.log(refusal)})
+        assert answer.outcome is outcome and answer.mass == pytest.approx(0.4)
+        assert answer.refusal_mass == pytest.approx(refusal) and set(answer.distribution()) == {"A", "B"}
+        assert Answer.exact(asked, answer.raw_log_probs) == answer
+    assert Answer.exact(asked, {"A": np.log(0.1), "B": np.log(0.1), REFUSAL: -9.0}).outcome is Outcome.OFF_FORMAT
+    with pytest.raises(ValueError, match="An option is called '<refusal>'"):
+        pair_question("a", "b", options=(Option(REFUSAL, ("x",)),))

@@ -1,6 +1,8 @@
 """The measurement log: what was asked is never asked again, and whatever could change an answer changes its key."""
 
 import sqlite3
+import subprocess
+import sys
 from dataclasses import replace
 
 import pandas as pd
@@ -13,7 +15,7 @@ from store.measurements import Entry, answer_key
 from tests.conftest import pair_question, tiny
 
 QUESTION = pair_question("Sing.", "Dance.", measures={"mode": "choice", "first": "a", "second": "b"})
-EXACT = Answer(Outcome.CHOSE, {"A": -0.5, "B": -1.2})
+EXACT = Answer(Outcome.CHOSE, {"A": -0.5, "B": -1.2}, refusal_log_prob=-6.0)
 
 
 def test_an_answer_comes_back_as_it_was_given(tmp_path):
@@ -34,7 +36,7 @@ def test_the_log_is_a_table_and_a_parquet_file(tmp_path):
         log.put([Entry("k1", "m", QUESTION, EXACT)])
         frame = log.to_frame()
         assert frame.loc[0, ["mode", "first", "second", "outcome"]].tolist() == ["choice", "a", "b", "chose"]
-        assert frame.loc[0, "log_probs"] == {"A": -0.5, "B": -1.2}
+        assert frame.loc[0, "log_probs"] == {"A": -0.5, "B": -1.2, "<refusal>": -6.0}
         assert frame.loc[0, "mass"] == pytest.approx(EXACT.mass)
         log.export(tmp_path / "log.parquet")
     assert pd.read_parquet(tmp_path / "log.parquet").loc[0, "key"] == "k1"
@@ -59,6 +61,7 @@ def test_everything_that_could_change_an_answer_changes_its_key():
         "length": replace(QUESTION, sampling=Sampling(max_new_tokens=5)),
         "seed": replace(QUESTION, sampling=Sampling(seed=1)),
         "draw": replace(sampled, draw=1),
+        "refusals": replace(QUESTION, refusals=("C",)),
     }
     keys = {name: answer_key(model.fingerprint, model.prompt_digest(each), each) for name, each in questions.items()}
     keys["respondent"] = answer_key("another", model.prompt_digest(QUESTION), QUESTION)
@@ -90,6 +93,24 @@ def test_others_can_read_while_one_writes(tmp_path):
     with MeasurementLog(tmp_path / "log.sqlite") as writer, MeasurementLog(tmp_path / "log.sqlite") as reader:
         writer.put([Entry("k1", "m", QUESTION, EXACT)])
         assert reader.get(["k1"]) == {"k1": EXACT}
+
+
+def test_many_processes_read_while_one_writes(tmp_path):
+    """Readers in processes of their own see whole transactions only, and never block the writer."""
+    path = tmp_path / "log.sqlite"
+    code = (
+        "import sys; from store import MeasurementLog\n"
+        "counts = set()\n"
+        "while not counts or max(counts) < 400:\n"
+        "    with MeasurementLog(sys.argv[1]) as log: counts.add(len(log.get([f'k{n}' for n in range(400)])))\n"
+        "assert all(count % 40 == 0 for count in counts), counts"
+    )
+    MeasurementLog(path).close()
+    readers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(3)]
+    with MeasurementLog(path) as writer:
+        for start in range(0, 400, 40):
+            writer.put([Entry(f"k{n}", "m", QUESTION, EXACT) for n in range(start, start + 40)])
+    assert [reader.wait(timeout=60) for reader in readers] == [0, 0, 0]
 
 
 def test_mass_and_distribution_come_from_raw_log_probabilities():
