@@ -228,7 +228,7 @@ def heatmap(
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
     for row, column in np.argwhere(np.isfinite(values)):
         dark = abs(values[row, column]) > 0.6 * limit
-        text = f"{values[row, column]:.{digits}f}".replace("0.", ".")
+        text = f"{values[row, column].round(digits) + 0.0:.{digits}f}".replace("0.", ".")
         axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     upright = max(map(len, columns)) <= 3
     axes.set_xticks(
@@ -248,6 +248,6 @@ def forest(names: Sequence[str], estimates: Float[np.ndarray, "names 3"], label:
         axes.hlines(row, low, high, color=colour, linewidth=1.8)
         axes.scatter(value, row, color=colour, s=24, zorder=3)
     axes.axvline(null, color=GREY, linewidth=0.9)
-    axes.set(xlabel=f"{label} (orange: the interval leaves out {null:g})", title=title)
+    axes.set(xlabel=f"{label}\n(orange: the interval leaves out {null:g})", title=title)
     axes.set_yticks(range(len(names)), list(names), fontsize=8)
     return figure

@@ -214,7 +214,7 @@ def _axes_finding(axes: pd.DataFrame) -> Finding:
         "Axes",
         f"Templates that differ on an axis agree less than those that share its level, on {len(costly)} of {len(axes)} axes"
         + (f": {said}" if said else "")
-        + f" (by chance {0.025 * len(axes):.1f} would)."
+        + f" (by chance {0.025 * len(axes):.1f} would; over pairs, for these very templates)."
         + quiet,
         "template_axes",
     )

@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -47,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         repeats: int = 5,
         device: str = "auto",
         seed: int = 0,
+        work: tuple[Literal["choices", "ratings"], ...] = ("choices", "ratings"),
     ) -> None:
         """Score choices (each task shown first ten times) and ratings (each task on eight scales) exactly.
 
@@ -64,15 +65,25 @@ def main(arguments: Sequence[str]) -> None:
             auto, cpu, cuda, ...
         seed
             Which tasks are drawn.
+        work
+            What is timed.
         """
-        run(LocalModel.load(model, device=device), tasks, pairs, repeats, seed)
+        run(LocalModel.load(model, device=device), tasks, pairs, repeats, seed, work)
 
     tyro.cli(command, args=list(arguments), prog="python -m experiments.bench ask")
 
 
-def run(model: LocalModel, files: Sequence[Path], pairs: int, repeats: int, seed: int) -> None:
-    """Time every contestant on both kinds of work."""
-    works = [_choices(model, files, pairs, seed), _ratings(model, files, pairs, seed)]
+def run(
+    model: LocalModel,
+    files: Sequence[Path],
+    pairs: int,
+    repeats: int,
+    seed: int,
+    kinds: Sequence[str] = ("choices", "ratings"),
+) -> None:
+    """Time every contestant on each kind of work."""
+    make = {"choices": _choices, "ratings": _ratings}
+    works = [make[kind](model, files, pairs, seed) for kind in kinds]
     plain = _plain_copy(model)
     speedup, spread, rows = {}, {}, []
     for work in works:
