@@ -108,7 +108,7 @@ def run(settings: RefusalCorrelationSettings) -> Result:
         findings=[
             _rate_finding(rates, settings),
             *([_kappa_finding(kappa)] if kappa else []),
-            *(_relation_finding(detector, measure, each) for (detector, measure), each in related.items()),
+            *(_relation_finding(detector, measure, each, len(related)) for (detector, measure), each in related.items()),
         ],
         figures={
             "refusal_rates": rates_figure(rates, settings.detectors),
@@ -242,7 +242,7 @@ def _kappa_finding(kappa: Estimate) -> Finding:
     )
 
 
-def _relation_finding(detector: Detector, measure: str, found: Agreement) -> Finding:
+def _relation_finding(detector: Detector, measure: str, found: Agreement, n_relations: int) -> Finding:
     name = f"{detector}, {measure.replace('_', ' ')}"
     if np.isnan(found.pearson.value):
         return Finding(name, f"By {detector} all {found.pearson.n} tasks are refused alike, so nothing can be related to it.")
@@ -251,7 +251,8 @@ def _relation_finding(detector: Detector, measure: str, found: Agreement) -> Fin
         name,
         f"The share of refusals by {detector} correlates with {measure} at r = {plain(found.pearson)} over {found.pearson.n} "
         "tasks "
-        f"(rank correlation {plain(found.spearman)}){beyond}." + null_note(found.pearson, "relation"),
+        f"(rank correlation {plain(found.spearman)}){beyond}; it is one of {n_relations} relations looked at."
+        + null_note(found.pearson, "relation"),
         "refusal_against",
     )
 

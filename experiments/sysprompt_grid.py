@@ -44,7 +44,7 @@ class SyspromptGridSettings(Settings):
         default=_PROMPTS, description="System prompts by name; the first is what the others are compared with."
     )
     scales: tuple[str, ...] = Field(
-        default=("yes_somewhat_no", "good_bad", "stated_10"),
+        default=("yes_somewhat_no", "likert_agreement", "stated_10"),
         min_length=1,
         description="Scales of mode rating, asked after doing.",
     )

@@ -58,9 +58,10 @@ def test_every_experiment_has_a_page_with_a_figure():
         assert re.search(r"!\[.+\]\(figures/.+\.png\)", page.read_text(encoding="utf-8")), name
 
 
-def test_the_readme_loop_has_fifteen_lines_and_the_readme_shows_the_screen_of_the_demo():
-    (loop,) = blocks(ROOT / "README.md", "python")
+def test_the_readme_loop_has_fifteen_lines_and_the_readme_shows_a_mode_of_ones_own_and_the_screen_of_the_demo():
+    loop, mode = blocks(ROOT / "README.md", "python")
     assert len([line for line in loop.splitlines() if line.strip()]) <= 15
+    assert "yield Question(" in mode
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert "make demo" in readme and "make test" in readme
     for name in ("Position bias", "Hold-out", "Self-report", "Probe: utility", "Steering: choice", "Report:"):
