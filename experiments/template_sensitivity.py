@@ -13,8 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import choice, regular_pairs, sample_templates
-from elicit.consistency import LEAST_COVERAGE, contents, correlations, needed, of_mean, over_pairs, reliability
-from elicit.consistency import mean_agreement as mean_agreement_of
+from elicit.consistency import LEAST_COVERAGE, contents, correlations, mean_agreement, needed, of_mean, over_pairs, reliability
 from elicit.templates import templates
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
@@ -73,7 +72,7 @@ def run(settings: TemplateSensitivitySettings) -> Result:
     setup.run.save_table("templates", table)
     setup.run.save_table("axes", axes)
     setup.run.save_table("levels", tried)
-    agreement, single = mean_agreement_of(preferences), reliability(preferences)
+    agreement, single = mean_agreement(preferences), reliability(preferences)
     return publish(
         setup,
         experiment="template_sensitivity",
@@ -131,7 +130,7 @@ def _table(comparisons: Mapping[str, pd.DataFrame], preferences: pd.DataFrame) -
         row = {"template": name, "on_format": float((part["outcome"] == "chose").mean()), "agreement": math.nan}
         if name in preferences:
             both = pd.DataFrame({"own": preferences[name], "others": preferences.drop(columns=name).mean(axis=1)})
-            agreement = mean_agreement_of(both)
+            agreement = mean_agreement(both)
             row |= {"agreement": agreement.value, "low": agreement.low, "high": agreement.high}
             row["spread"] = float(np.sqrt((preferences[name] ** 2).mean()))
         rows.append(row | templates("choice").levels(name))
@@ -152,7 +151,7 @@ def _axes_table(preferences: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
                 return float(r[same & apart].mean() - r[~same].mean())
 
             estimate = over_pairs(preferences, cost)
-            alike, different = (mean_agreement_of(preferences, which).value for which in (same & apart, ~same))
+            alike, different = (mean_agreement(preferences, which).value for which in (same & apart, ~same))
             row = {"axis": axis, "same_level": alike, "different_level": different, "cost": estimate.value}
             rows.append(row | {"low": estimate.low, "high": estimate.high, "se": estimate.se, "n": estimate.n})
     return pd.DataFrame(rows, columns=["axis", "same_level", "different_level", "cost", "low", "high", "se", "n"])

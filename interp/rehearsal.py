@@ -184,7 +184,9 @@ class _CountingEngine(Engine):
 
 
 def _mode(question: Question) -> str:
-    return str(question.measures.get("mode", "other"))
+    """Mode of a question; what could be read exactly is counted apart where it is sampled."""
+    mode = str(question.measures.get("mode", "other"))
+    return f"{mode}, sampled" if question.sampling and question.options else mode
 
 
 def _up_to(size: int, groups: Sequence[list[tuple[LocalModel, Question]]]) -> list[tuple[LocalModel, Question]]:
