@@ -250,8 +250,7 @@ def _relation_finding(detector: Detector, measure: str, found: Agreement, n_rela
     return Finding(
         name,
         f"The share of refusals by {detector} correlates with {measure} at r = {plain(found.pearson)} over {found.pearson.n} "
-        "tasks "
-        f"(rank correlation {plain(found.spearman)}){beyond}; it is one of {n_relations} relations looked at."
+        f"tasks (rank correlation {plain(found.spearman)}){beyond}; it is one of {n_relations} relations looked at."
         + null_note(found.pearson, "relation"),
         "refusal_against",
     )

@@ -64,7 +64,7 @@ def run(settings: SelfVsCrossSettings) -> Result:
     started = time.monotonic()
     for scale in settings.scales:
         template("rating", scale)  # a wrong name is an error before the model is loaded
-    if len(settings.doses) + len(settings.others) < 1:
+    if not any(settings.doses) and not settings.others:
         raise ValueError("There is one respondent; expected two or more: give --doses or --others.")
     setup = Setup.of(settings, settings.load_tasks())
     respondents = _respondents(setup, settings)
@@ -112,10 +112,7 @@ def _respondents(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, Local
     found = {_BASE: setup.model}
     if any(settings.doses):
         found |= _steered(setup, settings)
-    for name in settings.others:
-        model = settings.model_copy(update={"model": name}).load_model()
-        found[model.identity.name] = model
-    return found
+    return found | {name: settings.model_copy(update={"model": name}).load_model() for name in settings.others}
 
 
 def _steered(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, LocalModel]:

@@ -23,6 +23,7 @@ from experiments.settings import Settings
 from experiments.setup import Setup
 from experiments.system_prompts import DEFAULT, NONE, SystemPrompt, read_system_prompts
 from store import Estimate
+from store.estimates import POWER_FACTOR
 
 _RESAMPLES = 300
 
@@ -203,7 +204,7 @@ def _shift_finding(shifts: pd.DataFrame, controls: Sequence[str]) -> Finding:
     away = texts[(texts["low"] > 0) | (texts["high"] < 0)]
     largest = texts.iloc[texts["shift"].abs().argmax()]
     mere = plain_ones.iloc[plain_ones["shift"].abs().argmax()]
-    smallest = 2.8 * float(texts["se"].median())
+    smallest = POWER_FACTOR * float(texts["se"].median())
     return Finding(
         "Shifts",
         f"{len(away)} of {len(texts)} shifts of an origin's mean utility have an interval that leaves out zero "

@@ -22,6 +22,7 @@ from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
 from store import Estimate
+from store.estimates import POWER_FACTOR
 
 _TARGET = 0.8
 _TRIAL_PAIRS = 6
@@ -203,7 +204,7 @@ def _axes_finding(axes: pd.DataFrame) -> Finding:
         f"{row['axis']} {row['cost']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]" for _, row in costly.iterrows()
     )
     rest = axes[axes["low"] <= 0]
-    smallest = 2.8 * rest["se"].max() if len(rest) else math.nan
+    smallest = POWER_FACTOR * rest["se"].max() if len(rest) else math.nan
     quiet = (
         f" For the other {len(rest)} no cost is claimed; one of about {smallest:.2f} would have been found four times in five."
         if len(rest)
