@@ -66,7 +66,8 @@ def read_by_judge(
 def _question(question: Question, answer: Answer) -> Question:
     labels = [option.label for option in question.options]
     # Where one label begins another, as 1 does 10, what follows it must be scored too.
-    ends = _ENDS if any(a != b and b.startswith(a) for a in labels for b in labels) else ()
+    words = [*labels, "none"]
+    ends = _ENDS if any(a != b and b.startswith(a) for a in words for b in words) else ()
     options = [Option(label, surface_forms(label), ends) for label in labels]
     values = {
         "question": question.messages[-1].content[-_MOST_OF_QUESTION:],

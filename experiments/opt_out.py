@@ -84,7 +84,7 @@ def run(settings: OptOutSettings) -> Result:
         tables=[
             Table(
                 "Origins",
-                "any_null: share of tasks to which some way of being let off is preferred; all_null: to which most are; Wilson "
+                "any_null: share of tasks to which some way of being let off is preferred; most_null: to which most of them are; Wilson "
                 "intervals over tasks. over_null: mean log-odds of the task against being let off; difference: from the "
                 "controls, with a bootstrap over tasks.",
                 origins,
@@ -119,7 +119,7 @@ def _origins_table(tasks: pd.DataFrame, seed: int) -> pd.DataFrame:
     for name, part in parts.items():
         row: dict[str, Any] = {"origin": name, "tasks": len(part)}
         if len(part):
-            for column, happened in (("any_null", part["any_null"] > 0), ("all_null", part["opts_out"] > 0.5)):
+            for column, happened in (("any_null", part["any_null"] > 0), ("most_null", part["opts_out"] > 0.5)):
                 share = rate(float(happened.sum()), len(part))
                 row |= {column: share.value, f"{column}_low": share.low, f"{column}_high": share.high}
             row["over_null"] = float(part["over_null"].mean())
@@ -178,14 +178,14 @@ def _share(row: Mapping[str, Any] | pd.Series, name: str) -> str:
 def _rate_finding(origins: pd.DataFrame) -> Finding:
     whole, controls = origins.iloc[0], origins.iloc[-1]
     rows = tuple(
-        f"{row['origin']:18s} {_share(row, 'any_null'):20s} {_share(row, 'all_null'):20s} {row['over_null']:+.2f}"
+        f"{row['origin']:18s} {_share(row, 'any_null'):20s} {_share(row, 'most_null'):20s} {row['over_null']:+.2f}"
         for _, row in origins[origins["tasks"] > 0].iterrows()
     )
     return Finding(
         "Opting out",
         f"To {_share(whole, 'any_null')} of {whole['tasks']:.0f} tasks some way of being let off is preferred, to "
-        f"{_share(whole, 'all_null')} most of them are; of {controls['tasks']:.0f} requests that nobody should decline, to "
-        f"{_share(controls, 'any_null')} and {_share(controls, 'all_null')}. What the controls show is not reluctance.",
+        f"{_share(whole, 'most_null')} most of them are; of {controls['tasks']:.0f} requests that nobody should decline, to "
+        f"{_share(controls, 'any_null')} and {_share(controls, 'most_null')}. What the controls show is not reluctance.",
         "opt_out_tasks",
         (f"{'origin':18s} {'any way preferred':20s} {'most preferred':20s} log-odds of the task", *rows),
     )

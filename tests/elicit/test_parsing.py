@@ -200,9 +200,16 @@ def test_refusals_truncations_and_answers_are_not_judged():
         read_by_judge([], [], judge, certainty=0.3)
 
 
-def test_the_real_model_can_judge_answers_on_a_scale_of_ten(embedded):
-    (question,) = rating.questions([Task("t", "Sing.")], scale="stated_10", context=Context(sampling=Sampling()))
-    unread = Answer(Outcome.OFF_FORMAT, text=" quite high, I should say")
-    (answer,) = read_by_judge([question], [unread], embedded, log := MeasurementLog(), certainty=0.51)
-    assert answer.outcome in (Outcome.CHOSE, Outcome.OFF_FORMAT) and len(log) == 1
-    assert log.to_frame().loc[0, "mass"] <= 1
+@pytest.mark.parametrize("scale", ["stated_10", "yes_somewhat_no"])
+def test_the_real_model_judges_by_its_exact_probabilities_on_any_scale(embedded, scale):
+    (question,) = rating.questions([Task("t", "Sing.")], scale=scale, context=Context(sampling=Sampling()))
+    unread = Answer(Outcome.OFF_FORMAT, text=" what I have always said of it")
+    log = MeasurementLog()
+    (answer,) = read_by_judge([question], [unread], embedded, log, certainty=0.51)
+    entry = log.to_frame().iloc[0]
+    chances = {label: math.exp(value) for label, value in entry["log_probs"].items()}
+    labels = {option.label for option in question.options}
+    assert set(chances) == {*labels, "none of them"} and entry["mass"] == pytest.approx(sum(chances.values()))
+    best = max(chances, key=chances.__getitem__)
+    believed = best in labels and entry["mass"] >= 0.25 and chances[best] >= 0.51 * entry["mass"]
+    assert (answer.outcome, answer.choice) == ((CHOSE, best) if believed else (OFF, None))
