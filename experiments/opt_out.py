@@ -84,9 +84,9 @@ def run(settings: OptOutSettings) -> Result:
         tables=[
             Table(
                 "Origins",
-                "any_null: share of tasks to which some way of being let off is preferred; most_null: to which most of them are; Wilson "
-                "intervals over tasks. over_null: mean log-odds of the task against being let off; difference: from the "
-                "controls, with a bootstrap over tasks.",
+                "any_null: share of tasks to which some way of being let off is preferred; most_null: to which most of them "
+                "are; Wilson intervals over tasks. over_null: mean log-odds of the task against being let off; difference: "
+                "from the controls, with a bootstrap over tasks.",
                 origins,
             ),
             Table(
