@@ -3,6 +3,7 @@
 from elicit.balance import sample_templates
 from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
+from elicit.estimators import BradleyTerry, LeastSquares, Thurstone, ThurstoneSigmas
 from elicit.follow_up import follow_up, reasoned, thought_first
 from elicit.hub import load_hub_tasks
 from elicit.judged import read_by_judge
@@ -26,14 +27,18 @@ from elicit.tasks import (
     task_question,
 )
 from elicit.templates import template, templates
-from elicit.utilities import Utilities, fit_bradley_terry, fit_least_squares
+from elicit.utilities import Utilities
 
 __all__ = [
+    "BradleyTerry",
     "Context",
+    "LeastSquares",
     "PositionBias",
     "Respondent",
     "Task",
     "TaskError",
+    "Thurstone",
+    "ThurstoneSigmas",
     "Utilities",
     "agreement",
     "all_pairs",
@@ -49,8 +54,6 @@ __all__ = [
     "completion",
     "completion_choice",
     "disjoint_pairs",
-    "fit_bradley_terry",
-    "fit_least_squares",
     "follow_up",
     "hold_out",
     "hold_out_accuracy",

@@ -1,22 +1,141 @@
-"""Utilities: one number per task whose differences are the log-odds of choosing one over the other."""
+"""Utilities: one number per task whose differences say how often one is chosen over the other, and how sure that is."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy import optimize, special
-from scipy.sparse import coo_matrix
-from scipy.sparse.csgraph import connected_components
+from scipy import special, stats
 
-from elicit.pairs import order_averages
+from elicit.comparisons import Comparisons
+from elicit.newton import Convergence
 from store.estimates import Estimate
 from store.labels import LABEL_COLUMNS
 
-_TIE = 1e-9
-"""Weight of the pull towards zero that fixes the origin of every component; too small to be seen in a utility."""
+Link = Literal["logistic", "probit"]
+_NAMED = 5
+
+
+@dataclass(frozen=True)
+class LikelihoodRatio:
+    """Test of the position term: twice the gain in log-likelihood, against chi-square with one degree of freedom."""
+
+    statistic: float
+    p: float
+
+    @classmethod
+    def of(cls, gain: float) -> "LikelihoodRatio":
+        """From the gain in log-likelihood."""
+        statistic = max(0.0, 2 * gain)
+        return cls(statistic, float(stats.chi2.sf(statistic, 1)))
+
+
+@dataclass(frozen=True)
+class FitReport:
+    """What is behind a fit, and what is wrong with it.
+
+    Attributes
+    ----------
+    answers, outcomes
+        Answers given, and how many had each outcome; only those with outcome `chose` are fitted.
+    pairs
+        Unordered pairs fitted: what intervals are over.
+    per_task
+        Weight of the answers about every task (their number, without weights).
+    unanswered
+        Tasks without a usable answer: they have no utility.
+    components
+        Connected components of the comparisons. With more than one, only utilities of the same one can be compared.
+    always_win, always_lose
+        Tasks that won, or lost, all they had: how far up or down they are is the prior's saying.
+    convergence
+        How the fit ended; None for least squares that is solved directly.
+    log_loss
+        Mean cross-entropy of the fitted answers, in nats.
+    unconverged_resamples
+        Bootstrap resamples that did not converge.
+    residual_sd
+        Least squares: standard deviation of what pairs owe to themselves alone, in logits.
+    position_test
+        Of the position term, where answers are sampled; it counts answers as independent, which draws of one pair are not.
+    parameters
+        Further parameters of the model, such as the lapse rate, with intervals.
+    """
+
+    answers: int
+    outcomes: dict[str, int]
+    pairs: int
+    per_task: dict[str, float]
+    unanswered: tuple[str, ...]
+    components: int
+    always_win: tuple[str, ...]
+    always_lose: tuple[str, ...]
+    convergence: Convergence
+    log_loss: float
+    unconverged_resamples: int = 0
+    residual_sd: float | None = None
+    position_test: LikelihoodRatio | None = None
+    parameters: dict[str, Estimate] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, comparisons: Comparisons, convergence: Convergence, log_loss: float, **more: Any) -> "FitReport":
+        """Report on a fit to these comparisons."""
+        met, won = comparisons.per_task()
+        ids = np.asarray(comparisons.task_ids, dtype=object)
+        return cls(
+            answers=comparisons.answers,
+            outcomes=comparisons.outcomes,
+            pairs=comparisons.n_pairs,
+            per_task=dict(zip(comparisons.task_ids, met.tolist(), strict=True)),
+            unanswered=comparisons.unanswered,
+            components=int(comparisons.components().max()) + 1,
+            always_win=tuple(ids[won >= met * (1 - 1e-9)]),
+            always_lose=tuple(ids[won <= met * 1e-9]),
+            convergence=convergence,
+            log_loss=log_loss,
+            **more,
+        )
+
+    def warnings(self) -> list[str]:
+        """What a reader of the utilities must know."""
+        found = []
+        if self.components > 1:
+            found.append(f"The comparisons fall into {self.components} components; utilities compare within one only.")
+        if self.unanswered:
+            found.append(f"{_some(self.unanswered)} without a usable answer, so without a utility.")
+        for what, tasks in (("won", self.always_win), ("lost", self.always_lose)):
+            if tasks:
+                found.append(f"{_some(tasks)} {what} every comparison: the prior alone says by how much.")
+        if not self.convergence.converged:
+            found.append(f"The fit {self.convergence}.")
+        if self.unconverged_resamples:
+            found.append(f"{self.unconverged_resamples} bootstrap resamples did not converge.")
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for summaries."""
+        return asdict(self) | {"warnings": self.warnings()}
+
+    def __str__(self) -> str:
+        left_out = {name: count for name, count in self.outcomes.items() if name != "chose"}
+        lines = [
+            f"{self.answers} answers, {self.pairs} pairs, {len(self.per_task)} tasks"
+            + (f"; left out: {', '.join(f'{count} {name}' for name, count in left_out.items())}" if left_out else ""),
+            f"{self.convergence}; log loss {self.log_loss:.4f}",
+        ]
+        if self.residual_sd is not None:
+            lines.append(f"pairs owe {self.residual_sd:.2f} logits (standard deviation) to themselves alone")
+        if self.position_test is not None:
+            lines.append(f"position term: LR {self.position_test.statistic:.2f} on 1 df, p = {self.position_test.p:.2g}")
+        return "\n".join(lines + self.warnings())
+
+
+def _some(tasks: Sequence[str]) -> str:
+    shown = ", ".join(tasks[:_NAMED]) + (", ..." if len(tasks) > _NAMED else "")
+    return f"{len(tasks)} {'task' if len(tasks) == 1 else 'tasks'} ({shown})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,17 +145,25 @@ class Utilities:
     Attributes
     ----------
     task_ids
-        The tasks, in the order of `values`.
+        The tasks, sorted, in the order of `values`.
     values
-        Utilities in logits, with mean zero over the tasks.
+        Utilities with mean zero over these tasks: logits, or standard deviations of a difference where the link is probit.
     draws
-        The same from every bootstrap resample of whole pairs, `(resamples, tasks)`.
+        The same from every resample, `(resamples, tasks)`; no rows where no errors were asked for.
     position
-        Log-odds of the task shown first at equal utilities.
+        What being shown first is worth at equal utilities, in the same unit.
     method
-        `least squares` or `bradley-terry`.
+        `least squares`, `bradley-terry`, `thurstone` or `thurstone sigmas`.
+    link
+        From differences to probabilities.
+    component
+        Number of the connected component of every task.
     report
-        Counts behind the fit: pairs and answers used and left out, tasks without any, connected components.
+        What is behind the fit.
+    sigmas, sigma_draws
+        Spread of every task's utility, for the model that has one.
+    se
+        Standard errors where they are known exactly; otherwise they are those of the draws.
     """
 
     task_ids: tuple[str, ...]
@@ -44,169 +171,81 @@ class Utilities:
     draws: Float[np.ndarray, "resamples tasks"]
     position: Estimate
     method: str
-    report: dict[str, Any] = field(default_factory=dict)
+    link: Link
+    component: Int[np.ndarray, " tasks"]
+    report: FitReport
+    sigmas: Float[np.ndarray, " tasks"] | None = None
+    sigma_draws: Float[np.ndarray, "resamples tasks"] | None = None
+    se: Float[np.ndarray, " tasks"] | None = None
 
     def labels(self, target: str = "utility") -> pd.DataFrame:
         """Utilities as labels."""
-        low, high = np.quantile(self.draws, [0.025, 0.975], axis=0)
+        enough = len(self.draws) > 1
+        nothing = np.full(len(self.values), math.nan)
+        low, high = np.quantile(self.draws, [0.025, 0.975], axis=0) if enough else (nothing, nothing)
+        se = self.se if self.se is not None else self.draws.std(axis=0, ddof=1) if enough else nothing
         return pd.DataFrame(
             {
                 "task_id": self.task_ids,
                 "target": target,
                 "value": self.values,
-                "se": self.draws.std(axis=0, ddof=1),
+                "se": se,
                 "low": low,
                 "high": high,
-                "n": [self.report["comparisons_per_task"][task] for task in self.task_ids],
+                "n": [round(self.report.per_task[task]) for task in self.task_ids],
                 "method": self.method,
             }
         )[list(LABEL_COLUMNS)]
 
     def difference(self, first: str, second: str) -> Estimate:
-        """Utility of one task minus another's: the log-odds of choosing it, order effects aside."""
-        i, j = self.task_ids.index(first), self.task_ids.index(second)
-        draws = self.draws[:, i] - self.draws[:, j]
-        return Estimate.from_draws(self.values[i] - self.values[j], draws, self.report["pairs_used"])
+        """Utility of one task minus another's, order effects aside.
 
+        Raises
+        ------
+        KeyError
+            A task has no utility.
+        ValueError
+            The two are in different components: no chain of comparisons joins them.
+        """
+        i, j = self._place(first), self._place(second)
+        if self.component[i] != self.component[j]:
+            raise ValueError(
+                f"No chain of comparisons joins {first!r} and {second!r}, so they cannot be compared; ask pairs that join the "
+                f"{self.report.components} components."
+            )
+        return Estimate.from_draws(self.values[i] - self.values[j], self.draws[:, i] - self.draws[:, j], self.report.pairs)
 
-def fit_least_squares(comparisons: pd.DataFrame, *, resamples: int = 500, seed: int = 0) -> Utilities:
-    """Least squares on order-averaged log-odds: the estimator for exact answers.
+    def predict(self, first: str, second: str) -> Estimate:
+        """Probability that `first` is chosen over `second`, order effects aside; see `difference` for the errors."""
+        self.difference(first, second)
+        i, j = self._place(first), self._place(second)
+        draws = self._probability(self.draws, self.sigma_draws, i, j)
+        return Estimate.from_draws(float(self._probability(self.values, self.sigmas, i, j)), draws, self.report.pairs)
 
-    Minimises the squared distance of u_1 - u_2 from the content of every pair. What remains is pair-specific: bias that
-    averaging two orders did not remove, and intransitivity. Uncertainty is a bootstrap over whole pairs.
+    def eta(self, first: Sequence[str] | pd.Series, second: Sequence[str] | pd.Series) -> Float[np.ndarray, " pairs"]:
+        """Argument of the link for every pair of tasks, order effects aside; not a number where a task has no utility."""
+        place = pd.Index(self.task_ids)
+        i, j = (place.get_indexer(pd.Index(each)) for each in (first, second))
+        known = (i >= 0) & (j >= 0)
+        known[known] = self.component[i[known]] == self.component[j[known]]
+        eta = np.full(len(i), math.nan)
+        eta[known] = self._eta(self.values, self.sigmas, i[known], j[known])
+        return eta
 
-    Parameters
-    ----------
-    comparisons
-        From `choice.comparisons`; pairs answered on format in only one order are left out and counted.
+    def probability(self, eta: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+        """Probability of choosing the first, from the argument of the link."""
+        return special.expit(eta) if self.link == "logistic" else special.ndtr(eta)
 
-    Raises
-    ------
-    ValueError
-        No pair was answered on format in both orders.
-    """
-    pairs = order_averages(comparisons)
-    if pairs.empty:
-        raise ValueError(
-            "No pair has an answer on format in both orders, so there is nothing to fit. "
-            "`penchant preflight` shows which templates this model can answer."
-        )
-    task_ids, first, second = _indices(pairs["task_1"], pairs["task_2"])
-    content, position = pairs["content"].to_numpy(), pairs["position"].to_numpy()
-    n = len(task_ids)
-    counts = _bootstrap_counts(len(pairs), resamples, seed)
-    values = _solve_laplacian(first, second, content, np.ones((1, len(pairs))), n)[0]
-    draws = _solve_laplacian(first, second, content, counts, n)
-    position_draws = counts @ position / counts.sum(axis=1)
-    report = _report(comparisons, task_ids, first, second, {"pairs_used": len(pairs)})
-    report["residual_sd"] = float(np.std(content - values[first] + values[second], ddof=1)) if len(pairs) > 1 else float("nan")
-    position_estimate = Estimate.from_draws(position.mean(), position_draws, len(pairs))
-    return Utilities(task_ids, values, draws, position_estimate, "least squares", report)
+    def _place(self, task: str) -> int:
+        try:
+            return self.task_ids.index(task)
+        except ValueError:
+            raise KeyError(f"Task {task!r} has no utility; expected one of the {len(self.task_ids)} fitted tasks.") from None
 
+    def _probability(self, values: np.ndarray, sigmas: np.ndarray | None, i: Any, j: Any) -> np.ndarray:
+        return self.probability(self._eta(values, sigmas, i, j))
 
-def fit_bradley_terry(comparisons: pd.DataFrame, *, prior_sd: float = 2.0, resamples: int = 200, seed: int = 0) -> Utilities:
-    """Bradley-Terry with a position term, by maximum a posteriori: the estimator for sampled answers.
-
-    P(first is chosen) = sigmoid(u_first - u_second + b), with independent normal priors of `prior_sd` logits on the
-    utilities (Bradley & Terry 1952; the prior keeps tasks that always win or lose finite). Probabilities are accepted as
-    soft outcomes. Uncertainty is a bootstrap over unordered pairs, with all their draws and both orders.
-
-    Raises
-    ------
-    ValueError
-        There is no usable answer, or the prior is not positive.
-    """
-    if not prior_sd > 0:
-        raise ValueError(f"prior_sd is {prior_sd}; expected a positive number of logits.")
-    usable = comparisons.dropna(subset=["p_first"])
-    if usable.empty:
-        raise ValueError("No answer is a choice (all are refusals, off format or failed), so there is nothing to fit.")
-    task_ids, first, second = _indices(usable["first"], usable["second"])
-    p_first = usable["p_first"].to_numpy(dtype=float)
-    unordered = [tuple(sorted(pair)) for pair in zip(first.tolist(), second.tolist(), strict=True)]
-    _, pair = np.unique(unordered, axis=0, return_inverse=True)
-    pair = pair.reshape(-1)
-    n, n_pairs = len(task_ids), int(pair.max()) + 1
-    start = np.zeros(n + 1)
-    fitted = _maximise(first, second, p_first, np.ones(len(usable)), prior_sd, start)
-    counts = _bootstrap_counts(n_pairs, resamples, seed)
-    draws = np.stack([_maximise(first, second, p_first, count[pair], prior_sd, fitted) for count in counts])
-    position = Estimate.from_draws(fitted[n], draws[:, n], n_pairs)
-    report = _report(comparisons, task_ids, first, second, {"pairs_used": n_pairs})
-    centred = draws[:, :n] - draws[:, :n].mean(axis=1, keepdims=True)
-    return Utilities(task_ids, fitted[:n] - fitted[:n].mean(), centred, position, "bradley-terry", report)
-
-
-def _solve_laplacian(
-    first: Int[np.ndarray, " pairs"],
-    second: Int[np.ndarray, " pairs"],
-    difference: Float[np.ndarray, " pairs"],
-    weights: Float[np.ndarray, "fits pairs"],
-    n: int,
-) -> Float[np.ndarray, "fits tasks"]:
-    """Weighted least squares of u_first - u_second on `difference`, with mean zero."""
-    solutions = np.empty((len(weights), n))
-    for number, weight in enumerate(weights):
-        laplacian = np.zeros((n, n))
-        np.add.at(laplacian, (first, second), -weight)
-        np.add.at(laplacian, (second, first), -weight)
-        laplacian[np.diag_indices(n)] = _TIE - laplacian.sum(axis=1)
-        pull = np.bincount(first, weight * difference, n) - np.bincount(second, weight * difference, n)
-        solutions[number] = np.linalg.solve(laplacian, pull)
-    return solutions - solutions.mean(axis=1, keepdims=True)
-
-
-def _maximise(
-    first: Int[np.ndarray, " rows"],
-    second: Int[np.ndarray, " rows"],
-    p_first: Float[np.ndarray, " rows"],
-    weights: Float[np.ndarray, " rows"],
-    prior_sd: float,
-    start: Float[np.ndarray, " parameters"],
-) -> Float[np.ndarray, " parameters"]:
-    """Utilities and, last, the position term, by L-BFGS with the analytic gradient."""
-    n = len(start) - 1
-
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
-        utilities, position = parameters[:n], parameters[n]
-        logit = utilities[first] - utilities[second] + position
-        # Cross-entropy of sigmoid(logit) against p: log(1 + e^logit) - p * logit.
-        value = weights @ (np.logaddexp(0, logit) - p_first * logit) + (utilities @ utilities) / (2 * prior_sd**2)
-        slope = weights * (special.expit(logit) - p_first)
-        gradient = np.bincount(first, slope, n) - np.bincount(second, slope, n) + utilities / prior_sd**2
-        return float(value), np.append(gradient, slope.sum())
-
-    return optimize.minimize(loss, start, jac=True, method="L-BFGS-B", options={"maxiter": 2000, "ftol": 1e-12, "gtol": 1e-8}).x
-
-
-def _indices(
-    first: Sequence[str] | pd.Series, second: Sequence[str] | pd.Series
-) -> tuple[tuple[str, ...], Int[np.ndarray, " rows"], Int[np.ndarray, " rows"]]:
-    names, codes = np.unique(np.concatenate([np.asarray(first, dtype=str), np.asarray(second, dtype=str)]), return_inverse=True)
-    half = len(codes) // 2
-    return tuple(names.tolist()), codes[:half], codes[half:]
-
-
-def _bootstrap_counts(n_pairs: int, resamples: int, seed: int) -> Float[np.ndarray, "resamples pairs"]:
-    """How often each pair is in each resample of pairs."""
-    return np.random.default_rng(seed).multinomial(n_pairs, np.full(n_pairs, 1 / n_pairs), size=resamples).astype(float)
-
-
-def _report(
-    comparisons: pd.DataFrame,
-    task_ids: Sequence[str],
-    first: Int[np.ndarray, " rows"],
-    second: Int[np.ndarray, " rows"],
-    counts: dict[str, Any],
-) -> dict[str, Any]:
-    n = len(task_ids)
-    graph = coo_matrix((np.ones(len(first)), (first, second)), shape=(n, n))
-    asked = set(comparisons["first"]) | set(comparisons["second"])
-    per_task = np.bincount(first, minlength=n) + np.bincount(second, minlength=n)
-    return counts | {
-        "answers": len(comparisons),
-        "outcomes": comparisons["outcome"].value_counts().to_dict(),
-        "components": int(connected_components(graph, directed=False)[0]),
-        "tasks_without_answers": sorted(asked - set(task_ids)),
-        "comparisons_per_task": dict(zip(task_ids, per_task.tolist(), strict=True)),
-    }
+    @staticmethod
+    def _eta(values: np.ndarray, sigmas: np.ndarray | None, i: Any, j: Any) -> np.ndarray:
+        difference = values[..., i] - values[..., j]
+        return difference if sigmas is None else difference / np.hypot(sigmas[..., i], sigmas[..., j])

@@ -152,11 +152,11 @@ def _methods(loop: Loop, settings: DemoSettings) -> str:
     elicitation, steering, report = settings.elicit, settings.steer, loop.preferences.utilities.report
     return (
         f"{len(loop.tasks)} tasks ({settings.per_origin} per origin, seed {settings.seed}) were compared in "
-        f"{report['pairs_used']} pairs, each task with {elicitation.degree} others, every pair in both orders (template "
+        f"{report.pairs} pairs, each task with {elicitation.degree} others, every pair in both orders (template "
         f"{elicitation.wording}), and rated on {len(elicitation.scales)} scales. Answers are "
         "exact: the probability of every allowed answer was read, and answers with too little probability on the allowed ones "
-        "were counted as off format and left out. Utilities minimise squared error on order-averaged log-odds; intervals are "
-        f"percentiles of {elicitation.resamples} bootstrap resamples of pairs. Residual streams were read after each block. "
+        "were counted as off format and left out. Utilities minimise squared error on order-averaged log-odds; their intervals "
+        "are residual-based, with Student's t; other intervals of pairs are by bootstrap over whole pairs. Residual streams were read after each block. "
         "Ridge probes were scored by five-fold cross-validation over tasks, the penalty chosen by leave-one-out inside each "
         f"training part, against {settings.permutations} permutations of the labels. Directions were made from "
         f"{len(loop.steered.train)} tasks and tested on {len(loop.steered.test)} others in disjoint pairs: +v on the tokens of "
@@ -173,7 +173,7 @@ def _summary(loop: Loop, sweep: ProbeSweep) -> Mapping[str, Any]:
         "hold_out": preferences.held_out.to_dict(),
         "agreement": preferences.agreement.to_dict(),
         "scales_agree": preferences.scales_agree,
-        "utilities": {k: v for k, v in preferences.utilities.report.items() if k != "comparisons_per_task"},
+        "utilities": {k: v for k, v in preferences.utilities.report.to_dict().items() if k != "per_task"},
         "probes": {target: sweep.best(target).to_dict() for target in TARGETS},
         "slopes": loop.steered.response.tested().to_dict("records"),
     }

@@ -8,11 +8,11 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field
 
 from elicit import (
+    LeastSquares,
     Task,
     Utilities,
     ask,
     choice,
-    fit_least_squares,
     hold_out,
     hold_out_accuracy,
     position_bias,
@@ -89,8 +89,8 @@ def measure_preferences(model: LocalModel, tasks: Sequence[Task], settings: Elic
     ratings = rating.ratings(rated, ask(rated, model, run.log, description="self-reports"))
     _, held = hold_out(pairs, settings.hold_out, seed)
     is_held = _are_among(comparisons, held)
-    fitted = fit_least_squares(comparisons[~is_held], resamples=settings.resamples, seed=seed)
-    utilities = fit_least_squares(comparisons, resamples=settings.resamples, seed=seed)
+    fitted = LeastSquares(resamples=settings.resamples, seed=seed).fit(comparisons[~is_held])
+    utilities = LeastSquares(resamples=settings.resamples, seed=seed).fit(comparisons)
     rating_labels = rating.labels(ratings)
     is_scale = rating_labels["target"] != "self_report"
     preferences = Preferences(

@@ -14,12 +14,12 @@ from pydantic import Field
 
 from elicit import (
     Context,
+    LeastSquares,
     Task,
     calibration_tasks,
     choice,
     clustered_rate,
     completion,
-    fit_least_squares,
     judge,
     rating,
     refusal,
@@ -156,8 +156,8 @@ def _refused(detector: Detector, written: pd.DataFrame, setup: Setup) -> np.ndar
 def _measures(setup: Setup, tasks: Sequence[Task], settings: RefusalCorrelationSettings) -> dict[str, pd.DataFrame]:
     pairs = regular_pairs([task.id for task in tasks], settings.degree, settings.seed)
     asked = choice.questions(tasks, pairs, wording=settings.wording)
-    utilities = fit_least_squares(
-        choice.comparisons(asked, setup.ask(asked, "choices")), resamples=_RESAMPLES, seed=settings.seed
+    utilities = LeastSquares(resamples=_RESAMPLES, seed=settings.seed).fit(
+        choice.comparisons(asked, setup.ask(asked, "choices"))
     )
     rated = rating.questions(tasks, scale=settings.scale)
     labels = rating.labels(rating.ratings(rated, setup.ask(rated, "self-reports")))

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from elicit import Context, Utilities, choice, fit_bradley_terry, fit_least_squares, regular_pairs
+from elicit import BradleyTerry, Context, LeastSquares, Utilities, choice, regular_pairs
 from elicit.consistency import needed, over_pairs
 from elicit.pairs import uncentred_correlation
 from elicit.templates import template
@@ -76,8 +76,8 @@ def run(settings: SeedSensitivitySettings) -> Result:
             f"{len(shares)} pairs have a choice in both orders exactly and with two seeds; expected {_LEAST_PAIRS}. "
             f"`penchant preflight --templates choice:{settings.wording}` shows what this model answers."
         )
-    utilities = {name: fit_least_squares(part, resamples=_RESAMPLES) for name, part in by_design.items()}
-    drawn = {name: fit_bradley_terry(part, resamples=_RESAMPLES) for name, part in by_seed.items()}
+    utilities = {name: LeastSquares(resamples=_RESAMPLES).fit(part) for name, part in by_design.items()}
+    drawn = {name: BradleyTerry(resamples=_RESAMPLES).fit(part) for name, part in by_seed.items()}
     seed_agreement = between_seeds(shares)
     draws = draws_table(shares)
     calibration = calibration_table(by_design["design 0"], by_seed)

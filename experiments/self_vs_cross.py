@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Float
 from pydantic import Field
 
-from elicit import Context, ask, choice, completion, fit_least_squares, rating, regular_pairs
+from elicit import Context, LeastSquares, ask, choice, completion, rating, regular_pairs
 from elicit.templates import template
 from experiments.crossed import Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
@@ -120,7 +120,7 @@ def _steered(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, LocalMode
     (layer,) = setup.model.layers([settings.layer])
     pairs = regular_pairs([task.id for task in setup.tasks], settings.degree, settings.seed)
     asked = choice.questions(setup.tasks, pairs, wording=settings.wording)
-    utilities = fit_least_squares(choice.comparisons(asked, setup.ask(asked, "choices")), resamples=50, seed=settings.seed)
+    utilities = LeastSquares(resamples=50, seed=settings.seed).fit(choice.comparisons(asked, setup.ask(asked, "choices")))
     store = cache_activations(setup.model, setup.tasks, [layer], ["task_mean"], setup.run)
     direction = preference_direction(store, utilities.labels(), layer=layer, position="task_mean")
     # One unit of dose is measured on prompts as they are when a task is done.

@@ -13,7 +13,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 from scipy import special
 
-from elicit import Task, ask_views, choice, disjoint_pairs, fit_least_squares, rating
+from elicit import LeastSquares, Task, ask_views, choice, disjoint_pairs, rating
 from elicit.templates import template
 from experiments.dose_response import CONTROLS_NEEDED, DoseResponse
 from experiments.measuring import ElicitSettings, Preferences, restricted
@@ -86,7 +86,7 @@ def steer(
     """Make directions from some tasks, steer choices or ratings of the others, and compare with random directions."""
     seed = run.settings.seed
     train, test = split_tasks(tasks, settings.train_share, seed)
-    utilities = fit_least_squares(restricted(preferences.comparisons, [task.id for task in train]), resamples=50, seed=seed)
+    utilities = LeastSquares(resamples=50, seed=seed).fit(restricted(preferences.comparisons, [task.id for task in train]))
     layers = model.layers(settings.layers)
     directions = {
         layer: _directions(store, utilities.labels(), layer, settings)

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from elicit import Context, Utilities, choice, fit_least_squares, regular_pairs
+from elicit import Context, LeastSquares, Utilities, choice, regular_pairs
 from elicit.consistency import contents, correlations, mean_agreement, over_pairs
 from elicit.templates import template
 from experiments import figures as plots
@@ -76,8 +76,8 @@ def run(settings: SyspromptVariationSettings) -> Result:
             f"others. `penchant preflight --templates choice:{settings.wording}` shows what this model answers."
         )
     utilities = {
-        str(name): fit_least_squares(
-            _of_pairs(comparisons[str(name)], preferences.index), resamples=_RESAMPLES, seed=settings.seed
+        str(name): LeastSquares(resamples=_RESAMPLES, seed=settings.seed).fit(
+            _of_pairs(comparisons[str(name)], preferences.index)
         )
         for name in preferences
     }
@@ -155,7 +155,7 @@ def origin_shifts(utilities: Mapping[str, Utilities], origins: Mapping[str, str]
             shift = Estimate.from_draws(
                 float(value[place] - means[NONE][0][place]),
                 draws[:, place] - means[NONE][1][:, place],
-                utilities[name].report["pairs_used"],
+                utilities[name].report.pairs,
             )
             rows.append({"prompt": name, "origin": origin} | shift.to_dict())
     return pd.DataFrame(rows).rename(columns={"value": "shift"})

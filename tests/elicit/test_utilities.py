@@ -11,11 +11,11 @@ from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 
 from elicit import (
+    BradleyTerry,
+    LeastSquares,
     agreement,
     all_pairs,
     disjoint_pairs,
-    fit_bradley_terry,
-    fit_least_squares,
     hold_out,
     hold_out_accuracy,
     order_averages,
@@ -59,7 +59,7 @@ def test_regular_designs_give_every_task_its_degree_once_with_each_partner(n, de
     pairs = regular_pairs(ids(n), degree, seed)
     assert Counter(task for pair in pairs for task in pair) == dict.fromkeys(ids(n), degree)
     assert len({frozenset(pair) for pair in pairs}) == len(pairs) == n * degree // 2
-    assert fit_least_squares(simulate(truth(n), pairs), resamples=50).report["components"] == 1
+    assert LeastSquares(resamples=50).fit(simulate(truth(n), pairs)).report.components == 1
 
 
 def test_regular_designs_depend_on_the_seed_alone():
@@ -102,13 +102,13 @@ def test_pairs_with_one_usable_order_are_left_out():
     assert len(order_averages(table)) == 2
     table["logit"] = np.nan
     with pytest.raises(ValueError, match="nothing to fit"):
-        fit_least_squares(table)
+        LeastSquares().fit(table)
 
 
 def test_least_squares_equals_a_dense_solution_and_recovers_the_truth():
     utilities = truth(12)
     pairs = regular_pairs(ids(12), 6)
-    fitted = fit_least_squares(simulate(utilities, pairs, position=-0.4, spread=1.0), resamples=50)
+    fitted = LeastSquares(resamples=50).fit(simulate(utilities, pairs, position=-0.4, spread=1.0))
     np.testing.assert_allclose(fitted.values, list(utilities.values()), atol=1e-6)
     noisy = simulate(utilities, pairs, noise=0.5)
     averaged = order_averages(noisy)
@@ -116,14 +116,14 @@ def test_least_squares_equals_a_dense_solution_and_recovers_the_truth():
     design[np.arange(len(averaged)), averaged["task_1"].map(ids(12).index)] = 1
     design[np.arange(len(averaged)), averaged["task_2"].map(ids(12).index)] = -1
     solution = np.linalg.lstsq(design, averaged["content"], rcond=None)[0]
-    np.testing.assert_allclose(fit_least_squares(noisy, resamples=50).values, solution - solution.mean(), atol=1e-6)
+    np.testing.assert_allclose(LeastSquares(resamples=50).fit(noisy).values, solution - solution.mean(), atol=1e-6)
 
 
 def test_least_squares_intervals_cover_the_truth():
     utilities, covered, biases = truth(20), [], []
     for seed in range(40):
         table = simulate(utilities, regular_pairs(ids(20), 8, seed), position=0.5, spread=1.0, noise=0.5, seed=seed)
-        fitted = fit_least_squares(table, resamples=200, seed=seed)
+        fitted = LeastSquares(resamples=200, seed=seed).fit(table)
         labels = fitted.labels()
         covered.append(labels["task_id"].map(utilities).between(labels["low"], labels["high"]).mean())
         biases.append(fitted.position.low <= 0.5 <= fitted.position.high)
@@ -136,7 +136,7 @@ def test_bradley_terry_equals_logistic_regression():
     table = simulate(utilities, all_pairs(ids(10)), position=0.6)
     random = np.random.default_rng(0)
     table["p_first"] = (random.random(len(table)) < table["p_first"]).astype(float)
-    fitted = fit_bradley_terry(table, prior_sd=1.5, resamples=20)
+    fitted = BradleyTerry(prior_sd=1.5, resamples=20).fit(table)
     design = np.zeros((len(table), 10))
     design[np.arange(len(table)), table["first"].map(ids(10).index)] = 1
     design[np.arange(len(table)), table["second"].map(ids(10).index)] = -1
@@ -148,7 +148,7 @@ def test_bradley_terry_equals_logistic_regression():
 def test_bradley_terry_accepts_probabilities_and_agrees_with_many_draws():
     utilities = truth(6)
     table = simulate(utilities, all_pairs(ids(6)), position=0.3)
-    soft = fit_bradley_terry(table, prior_sd=50, resamples=20)
+    soft = BradleyTerry(prior_sd=50, resamples=20).fit(table)
     np.testing.assert_allclose(soft.values, list(utilities.values()), atol=0.02)
     assert soft.position.value == pytest.approx(0.3, abs=0.01)
 
@@ -156,28 +156,28 @@ def test_bradley_terry_accepts_probabilities_and_agrees_with_many_draws():
 def test_a_task_that_always_wins_stays_finite_and_refusals_are_not_votes():
     table = simulate(truth(4), all_pairs(ids(4)))
     table["p_first"] = (table["first"] < table["second"]).astype(float)
-    fitted = fit_bradley_terry(table, resamples=20)
+    fitted = BradleyTerry(resamples=20).fit(table)
     assert np.isfinite(fitted.values).all() and fitted.values[0] == max(fitted.values)
     refused = table.copy()
     refused.loc[refused["first"] == "t003", ["logit", "p_first"]] = np.nan
     refused.loc[refused["first"] == "t003", "outcome"] = "refused"
-    report = fit_bradley_terry(refused, resamples=20).report
-    assert report["outcomes"] == {"chose": 9, "refused": 3} and report["comparisons_per_task"]["t003"] == 3
-    table["p_first"] = np.nan
-    with pytest.raises(ValueError, match="No answer is a choice"):
-        fit_bradley_terry(table)
+    report = BradleyTerry(resamples=20).fit(refused).report
+    assert report.outcomes == {"chose": 9, "refused": 3} and report.per_task["t003"] == 3
+    table["outcome"] = "refused"
+    with pytest.raises(ValueError, match="None of 12 answers is a choice"):
+        BradleyTerry().fit(table)
 
 
 def test_disconnected_graphs_are_reported():
     table = simulate(truth(6), [("t000", "t001"), ("t001", "t002"), ("t003", "t004"), ("t004", "t005")])
-    fitted = fit_least_squares(table, resamples=50)
-    assert fitted.report["components"] == 2
+    fitted = LeastSquares(resamples=50).fit(table)
+    assert fitted.report.components == 2
     assert np.isfinite(fitted.values).all()
 
 
 def test_utilities_are_labels_and_predict_any_pair():
     utilities = truth(10)
-    fitted = fit_least_squares(simulate(utilities, regular_pairs(ids(10), 6), noise=0.2), resamples=200)
+    fitted = LeastSquares(resamples=200).fit(simulate(utilities, regular_pairs(ids(10), 6), noise=0.2))
     labels = fitted.labels()
     assert (labels["low"] <= labels["value"]).all() and (labels["n"] == 6).all()
     difference = fitted.difference("t000", "t009")
@@ -213,13 +213,13 @@ def test_hold_out_is_perfect_without_noise_and_chance_without_signal():
     pairs = regular_pairs(ids(30), 10)
     fitted_pairs, held = hold_out(pairs, 0.3)
     good = truth(30)
-    perfect = hold_out_accuracy(fit_least_squares(simulate(good, fitted_pairs), resamples=50), simulate(good, held))
+    perfect = hold_out_accuracy(LeastSquares(resamples=50).fit(simulate(good, fitted_pairs)), simulate(good, held))
     assert perfect.accuracy.value == 1 and perfect.correlation.value == pytest.approx(1)
     assert perfect.log_loss.value == pytest.approx(perfect.floor_log_loss, abs=1e-6)
     assert perfect.floor_log_loss < perfect.coin_log_loss
     flat = dict.fromkeys(ids(30), 0.0)
     noise = hold_out_accuracy(
-        fit_least_squares(simulate(flat, fitted_pairs, noise=1, seed=1), resamples=50), simulate(flat, held, noise=1, seed=2)
+        LeastSquares(resamples=50).fit(simulate(flat, fitted_pairs, noise=1, seed=1)), simulate(flat, held, noise=1, seed=2)
     )
     assert not noise.accuracy.differs_from(0.5)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from elicit import fit_least_squares
+from elicit import LeastSquares
 from elicit.consistency import contents, correlations, mean_agreement, needed, of_mean, reliability
 from experiments import seed_sensitivity, sysprompt_variation, template_sensitivity
 from experiments.seed_sensitivity import SeedSensitivitySettings, between_seeds, draws_table, shares_of_pairs
@@ -90,8 +90,8 @@ def test_a_shift_of_one_origin_is_found():
     content = random.normal(0, 0.2, 300)
     origins = {task: "a" if task.startswith("a") else "b" for pair in PAIRS for task in pair}
     fits = {
-        "none": fit_least_squares(comparisons(content), resamples=50),
-        "keen": fit_least_squares(comparisons(content + 0.6), resamples=50),
+        "none": LeastSquares(resamples=50).fit(comparisons(content)),
+        "keen": LeastSquares(resamples=50).fit(comparisons(content + 0.6)),
     }
     shifts = origin_shifts(fits, origins).set_index("origin")
     assert shifts.loc["a", "shift"] == pytest.approx(0.3) and shifts.loc["b", "shift"] == pytest.approx(-0.3)
