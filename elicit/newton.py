@@ -19,7 +19,7 @@ _MAX_STEPS = 100
 _MAX_HALVINGS = 40
 _ROUNDING = 1e-12
 """Share of a loss below which a rise is rounding."""
-_RESAMPLE_TOLERANCE = 1e-6
+_RESAMPLE_TOLERANCE = 1e-4
 """A resample is noise: more digits of it are worth nothing."""
 _DENSE = 1500
 """Up to so many parameters, many fits share one dense Cholesky factor as preconditioner."""
