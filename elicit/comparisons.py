@@ -101,7 +101,9 @@ class Comparisons:
         place = np.cumsum(met) - 1
         first, second = place[first[counted]], place[second[counted]]
         kept = [str(name) for name in names[met]]
-        asked = set(names) if task_ids is not None else set(table["first"].unique()) | set(table["second"].unique())
+        asked = {
+            str(name) for name in (names if task_ids is not None else pd.concat([table["first"], table["second"]]).unique())
+        }
         return cls._added_up(
             tuple(kept),
             (first, second),
@@ -139,11 +141,18 @@ class Comparisons:
         """Number of the connected component of every task: utilities can be compared within one only."""
         return self._components(np.ones(len(self.first), dtype=bool), directed=False)
 
-    def has_maximum(self) -> bool:
-        """Whether every component is finite without a prior: no group of tasks won all it had against the rest (Ford 1957)."""
-        beaten = np.concatenate([self.won < 1, self.won > 0])
+    def has_maximum(self, weight: Float[np.ndarray, " cells"] | None = None) -> bool:
+        """Whether every component is finite without a prior: no group of tasks won all it had against the rest (Ford 1957).
+
+        Parameters
+        ----------
+        weight
+            Other weights of the cells, such as those of a resample; cells with weight 0 do not count.
+        """
+        counted = (self.weight if weight is None else weight) > 0
+        beaten = np.concatenate([counted & (self.won < 1), counted & (self.won > 0)])
         strong = self._components(beaten, directed=True, both=True)
-        return int(strong.max()) == int(self.components().max())
+        return int(strong.max()) == int(self._components(counted, directed=False).max())
 
     def per_task(self) -> tuple[Float[np.ndarray, " tasks"], Float[np.ndarray, " tasks"]]:
         """Weight of the answers about every task, and the part of it that the task won."""

@@ -5,25 +5,29 @@ Thurstone's models and what extends either are beside them. Intervals are a boot
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import special
+from scipy import special, stats
 from sklearn.base import BaseEstimator
 
 from elicit.comparisons import ComparisonError, Comparisons
 from elicit.extended import Davidson, Extended, Lapse, Sigmas
-from elicit.newton import CellLoss, PairLoss, logistic, probit, resampled, squared
+from elicit.newton import CellLoss, PairLoss, bootstrap_counts, logistic, probit, resampled, squared
 from elicit.pairs import order_averages
-from elicit.utilities import FitReport, LikelihoodRatio, Link, Utilities
+from elicit.utilities import NORMAL_REACH, FitReport, LikelihoodRatio, Link, Utilities
 from store.estimates import Estimate
 
 _DENSE = 3000
 """Up to so many parameters, standard errors come from a dense inverse; beyond, from draws."""
+_LARGE_POSITION = 10.0
+"""Standard deviation of a prior on the position term, in logits, where one place always wins and it has no finite value."""
+_NULL = 1e-10
+"""Share of the largest eigenvalue below which one is an origin's zero and rounding; numpy's own 1e-15 takes some for more."""
 
 
 class Estimator(Protocol):
@@ -76,6 +80,8 @@ class LeastSquares(BaseEstimator):
         """
         _check(self, ("residual", "bootstrap", "none"))
         asked = Comparisons.of(comparisons, task_ids)
+        if "weight" in comparisons:
+            comparisons = comparisons[comparisons["weight"] > 0]
         if "logit" not in comparisons:
             raise ComparisonError(
                 "The comparisons have no column logit; least squares is for exact answers. Use BradleyTerry for sampled ones."
@@ -93,17 +99,24 @@ class LeastSquares(BaseEstimator):
             raise ComparisonError(f"The log-odds of the pair {names} are {content[bad[0]]}; expected a finite number.")
         # One cell a pair, in the order of the pairs: both are sorted by their ids.
         once = pairs.rename(columns={"task_1": "first", "task_2": "second"}).assign(p_first=special.expit(content))
-        cells = Comparisons.of(once)
+        cells = Comparisons.of(once.assign(weight=_pair_weights(comparisons, pairs)))
+        weights = cells.weight
         n = len(cells.task_ids)
         loss = PairLoss.of((cells.first, cells.second), content, n, cell_loss=squared, precision=0.0, position=False)
-        fitted, (convergence,) = loss.minimise(cells.weight[:, None], np.zeros(n), 1e-11)
+        fitted, (convergence,) = loss.minimise(weights[:, None], np.zeros(n), 1e-11)
         values = fitted[:, 0]
         component = cells.components()
         log_loss = float(logistic((values[cells.first] - values[cells.second])[:, None], cells.won[:, None])[0].mean())
         residual = content - (values[cells.first] - values[cells.second])
         freedom = len(content) - n + int(component.max()) + 1
-        variance = float(residual @ residual) / freedom if freedom > 0 else math.nan
+        variance = float(weights @ residual**2) / freedom if freedom > 0 else math.nan
         draws, failed = self._draws(loss, cells, values, variance, freedom)
+        exact = self.errors == "residual" and freedom > 0 and n <= _DENSE
+        se = (
+            np.sqrt(variance * np.diag(np.linalg.pinv(loss.dense_hessian(weights), rcond=_NULL, hermitian=True)))
+            if exact
+            else None
+        )
         random = np.random.default_rng([self.seed, 1])
         position_draws = [position[random.integers(len(position), size=len(position))].mean() for _ in range(self.resamples)]
         return Utilities(
@@ -122,6 +135,8 @@ class LeastSquares(BaseEstimator):
                 unconverged_resamples=failed,
                 residual_sd=math.sqrt(variance) if freedom > 0 else math.nan,
             ),
+            se=se,
+            reach=float(stats.t.ppf(0.975, freedom)) if exact else NORMAL_REACH,
         )
 
     def _draws(
@@ -135,9 +150,8 @@ class LeastSquares(BaseEstimator):
             )
         random = np.random.default_rng(self.seed)
         noise = random.normal(size=(len(loss.target), self.resamples)) * math.sqrt(variance)
-        noise *= np.sqrt(freedom / random.chisquare(freedom, size=self.resamples))
-        curvature = np.ones_like(noise)
-        return (values[:, None] + loss.solve(curvature, loss.design.T @ noise, 1e-9)).T, 0
+        noise *= np.sqrt(freedom / random.chisquare(freedom, size=self.resamples)) * np.sqrt(cells.weight)[:, None]
+        return (values[:, None] + loss.solve_at(cells.weight, loss.design.T @ noise)).T, 0
 
 
 @dataclass(eq=False, repr=False)
@@ -150,7 +164,7 @@ class BradleyTerry(BaseEstimator):
     ----------
     prior_sd
         Standard deviation, in logits, of independent normal priors on the utilities, which keep tasks that always win or
-        lose finite; None for maximum likelihood.
+        lose finite; None for maximum likelihood. Where utilities turn out about as wide, the report says to raise it.
     position
         Whether there is a position term; it has no prior.
     ties
@@ -199,7 +213,7 @@ class BradleyTerry(BaseEstimator):
         cells = Comparisons.of(comparisons, task_ids)
         if self.ties == "half" and not self.lapse:
             return _fit_curve(self, cells, logistic, "logistic", "bradley-terry")
-        model = (Lapse if self.lapse else Davidson)(cells, _precision(self, cells), self.position)
+        model = (Lapse if self.lapse else Davidson)(cells, _precision(self.prior_sd, cells), self.position)
         return _fit_extended(self, model, "logistic", "bradley-terry", {"lapse rate" if self.lapse else "log nu of ties": 0})
 
 
@@ -254,15 +268,37 @@ class ThurstoneSigmas(BaseEstimator):
         return _fit_extended(self, model, "probit", "thurstone sigmas", {})
 
 
+def _pair_weights(comparisons: pd.DataFrame, pairs: pd.DataFrame) -> Float[np.ndarray, " pairs"] | float:
+    """Mean weight of the answers to every pair; 1 without weights."""
+    if "weight" not in comparisons:
+        return 1.0
+    usable = comparisons.dropna(subset=["logit"])
+    ends = np.sort(usable[["first", "second"]].to_numpy(dtype=str), axis=1)
+    mean = usable.assign(task_1=ends[:, 0], task_2=ends[:, 1]).groupby(["task_1", "task_2"])["weight"].mean()
+    return mean.loc[pd.MultiIndex.from_frame(pairs[["task_1", "task_2"]])].to_numpy()
+
+
+def _resample_weights(cells: Comparisons, estimator: Any) -> Iterator[Float[np.ndarray, " cells"]]:
+    """Weights of the cells in every bootstrap resample."""
+    for number in range(estimator.resamples):
+        yield cells.weight * bootstrap_counts(cells.n_pairs, estimator.seed, number)[cells.pair]
+
+
 def _fit_curve(estimator: Any, cells: Comparisons, cell_loss: CellLoss, link: Link, method: str) -> Utilities:
     """Fit a model whose probability is one curve of u_first - u_second + position."""
-    n, precision = len(cells.task_ids), _precision(estimator, cells)
-    ends = (cells.first, cells.second)
+    n, weights = len(cells.task_ids), cells.weight
 
-    def loss_of(position: bool) -> PairLoss:
-        return PairLoss.of(ends, cells.won, n, cell_loss=cell_loss, precision=precision, position=position)
+    one_sided = estimator.position and (cells.won.min() == 1 or cells.won.max() == 0)
 
-    loss, weights = loss_of(estimator.position), cells.weight
+    def loss_of(position: bool, precision: float) -> PairLoss:
+        ends = (cells.first, cells.second)
+        loss = PairLoss.of(ends, cells.won, n, cell_loss=cell_loss, precision=precision, position=position)
+        if position and one_sided:
+            loss.precision[-1] = 1 / _LARGE_POSITION**2
+        return loss
+
+    precision = _precision(estimator.prior_sd, cells)
+    loss = loss_of(estimator.position, precision)
     fitted, (convergence,) = loss.minimise(weights[:, None], np.zeros(n + estimator.position))
     parameters, se, failed = fitted[:, 0], None, 0
     draws = np.empty((0, len(parameters)))
@@ -270,6 +306,12 @@ def _fit_curve(estimator: Any, cells: Comparisons, cell_loss: CellLoss, link: Li
         draws, failed = resampled(
             loss, weights, cells.pair, parameters, resamples=estimator.resamples, seed=estimator.seed, n_jobs=estimator.n_jobs
         )
+        if not precision:
+            known = [cells.has_maximum(counts) for counts in _resample_weights(cells, estimator)]
+            draws, failed = draws[known], failed + known.count(False)
+        # Refits are pulled in once more than the fit itself: their spread is taken, not their place.
+        draws = draws + (parameters - draws.mean(axis=0)) if len(draws) else draws
+        draws = draws + _bias_draws(loss, loss.curvature(parameters, weights), len(draws), estimator.seed)
     elif estimator.errors == "hessian":
         draws, se = _hessian_draws(estimator, loss, cells, parameters)
     position = _nothing(cells)
@@ -277,10 +319,10 @@ def _fit_curve(estimator: Any, cells: Comparisons, cell_loss: CellLoss, link: Li
     if estimator.position:
         position = Estimate.from_draws(parameters[n], draws[:, n], cells.n_pairs)
         if se is not None:
-            margin = 1.959964 * se[n]
+            margin = NORMAL_REACH * se[n]
             position = Estimate(parameters[n], parameters[n] - margin, parameters[n] + margin, float(se[n]), cells.n_pairs)
         if cells.sampled:
-            without = loss_of(False)
+            without = loss_of(False, precision)
             reduced, _ = without.minimise(weights[:, None], parameters[:n])
             gain = without.value(reduced[:, 0], weights) - loss.value(parameters, weights)
             test = LikelihoodRatio.of(gain)
@@ -294,7 +336,16 @@ def _fit_curve(estimator: Any, cells: Comparisons, cell_loss: CellLoss, link: Li
         method=method,
         link=link,
         component=cells.components(),
-        report=FitReport.of(cells, convergence, mean_loss, position_test=test, unconverged_resamples=failed),
+        report=FitReport.of(
+            cells,
+            convergence,
+            mean_loss,
+            position_test=test,
+            unconverged_resamples=failed,
+            prior_sd=estimator.prior_sd,
+            sd=float(parameters[:n].std()),
+            always_one_place=("first" if cells.won.min() == 1 else "second") if one_sided else None,
+        ),
         se=None if se is None else se[:n],
     )
 
@@ -327,6 +378,8 @@ def _fit_extended(estimator: Any, model: Extended, link: Link, method: str, name
             convergence,
             mean_loss,
             unconverged_resamples=failed,
+            prior_sd=getattr(estimator, "prior_sd", None),
+            sd=float(parameters[:n].std()),
             parameters={
                 name: Estimate.from_draws(further[place], draws[:, n + 1 + place], cells.n_pairs)
                 for name, place in named.items()
@@ -348,22 +401,36 @@ def _hessian_draws(
         )
     n, curvature = len(cells.task_ids), loss.curvature(parameters, cells.weight)
     random = np.random.default_rng(estimator.seed)
-    noise = loss.design.T @ (np.sqrt(curvature)[:, None] * random.normal(size=(len(curvature), estimator.resamples)))
-    noise += np.sqrt(loss.precision)[:, None] * random.normal(size=noise.shape)
-    draws = (parameters[:, None] + loss.solve(np.repeat(curvature[:, None], estimator.resamples, axis=1), noise, 1e-9)).T
+    noise = np.sqrt(loss.precision)[:, None] * random.normal(size=(len(parameters), estimator.resamples))
+    for column in range(estimator.resamples):  # one at a time: cells by resamples may not fit in memory
+        noise[:, column] += loss.design.T @ (np.sqrt(curvature) * random.normal(size=len(curvature)))
+    draws = (parameters[:, None] + loss.solve_at(curvature, noise)).T
     if len(parameters) > _DENSE:
         return draws, None
     centring = np.eye(len(parameters))
     centring[:n, :n] -= 1 / n
-    covariance = centring @ np.linalg.pinv(loss.dense_hessian(curvature), hermitian=True) @ centring.T
+    covariance = centring @ np.linalg.pinv(loss.dense_hessian(curvature), rcond=_NULL, hermitian=True) @ centring.T
     return draws, np.sqrt(np.maximum(np.diag(covariance), 0))
 
 
-def _precision(estimator: Any, cells: Comparisons) -> float:
-    if estimator.prior_sd is not None:
-        if not (estimator.prior_sd > 0 and math.isfinite(estimator.prior_sd)):
-            raise ValueError(f"prior_sd is {estimator.prior_sd}; expected a positive number, or None for no prior.")
-        return 1 / estimator.prior_sd**2
+def _bias_draws(loss: PairLoss, curvature: np.ndarray, resamples: int, seed: int) -> Float[np.ndarray, "resamples parameters"]:
+    """What the prior's pull may be off by, as draws.
+
+    The bootstrap sees the spread of the fit, H^-1 J H^-1 with J the information of the answers, and not that the prior pulls
+    it in. Under the prior that has variance H^-1 P H^-1, P being its precision; both add up to the posterior's H^-1.
+    """
+    if not loss.precision.any():
+        return np.zeros((resamples, len(loss.precision)))
+    random = np.random.default_rng([seed, 2])
+    pull = np.sqrt(loss.precision)[:, None] * random.normal(size=(len(loss.precision), resamples))
+    return loss.solve_at(curvature, pull, 1e-6).T
+
+
+def _precision(prior_sd: float | None, cells: Comparisons) -> float:
+    if prior_sd is not None:
+        if not (prior_sd > 0 and math.isfinite(prior_sd)):
+            raise ValueError(f"prior_sd is {prior_sd}; expected a positive number, or None for no prior.")
+        return 1 / prior_sd**2
     if not cells.has_maximum():
         met, won = cells.per_task()
         extreme = [name for name, of, got in zip(cells.task_ids, met, won, strict=True) if got in (0, of)]

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 from joblib import Parallel, delayed
 from scipy import optimize, special
+from threadpoolctl import threadpool_limits
 
 from elicit.comparisons import Comparisons
 from elicit.newton import Convergence, bootstrap_counts
@@ -101,7 +102,8 @@ class Extended(ABC):
             return self.minimise(self.cells.weight * counts, start, 1e-4)
 
         work = (delayed(fit)(number) for number in range(resamples))
-        found: list[Any] = list(Parallel(n_jobs=n_jobs, prefer="threads")(work))
+        with threadpool_limits(1):  # vectors this short are only slowed down by more threads
+            found: list[Any] = list(Parallel(n_jobs=n_jobs, prefer="threads")(work))
         return np.stack([each[0] for each in found]), sum(not each[1].converged for each in found)
 
 

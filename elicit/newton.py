@@ -13,7 +13,9 @@ import numpy as np
 from jaxtyping import Float, Int
 from joblib import Parallel, delayed
 from scipy import linalg, special
-from scipy.sparse import csr_matrix
+from scipy.sparse import coo_matrix, csr_matrix, diags_array
+from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
 
 _MAX_STEPS = 100
 _MAX_HALVINGS = 40
@@ -130,7 +132,7 @@ class PairLoss:
         return cls(design, target, cell_loss, priors, n_tasks)
 
     def minimise(
-        self, weights: Float[np.ndarray, "cells fits"], start: Float[np.ndarray, " parameters"], tolerance: float = 1e-9
+        self, weights: Float[np.ndarray, "cells fits"], start: Float[np.ndarray, " parameters"], tolerance: float = 1e-11
     ) -> tuple[Float[np.ndarray, "parameters fits"], list[Convergence]]:
         """Minimise the loss under every column of weights, from one common start.
 
@@ -150,8 +152,8 @@ class PairLoss:
             active = np.abs(gradient).max(axis=0) > limit
             if not active.any():
                 break
-            # Inexact Newton: a direction is solved no further than the step is worth.
-            forcing = np.minimum(0.1, np.linalg.norm(gradient, axis=0) / np.maximum(first_norm, 1e-300))
+            # Inexact Newton: a direction is solved no further than the step is worth, and than rounding lets it be.
+            forcing = np.clip(np.linalg.norm(gradient, axis=0) / np.maximum(first_norm, 1e-300), 1e-4, 0.1)
             direction = self.solve(curvature, -gradient, forcing, factor)
             before, length = (parameters, value), np.where(active, 1.0, 0.0)
             for _ in range(_MAX_HALVINGS):
@@ -161,6 +163,8 @@ class PairLoss:
                 if not worse.any():
                     break
                 length = np.where(worse, length / 2, length)
+            # The cells do not see the origin of a component, and the prior wants it at zero: exactly, not by small steps.
+            parameters = self._at_origin(parameters)
             gradient = self._gradient(parameters, slope)
             steps += active
         largest = np.abs(gradient).max(axis=0)
@@ -174,7 +178,7 @@ class PairLoss:
         tolerance: Float[np.ndarray, " fits"] | float,
         factor: Any = None,
     ) -> Float[np.ndarray, "parameters fits"]:
-        """Solve Hessian x = right by conjugate gradients, up to `tolerance` of the norm of `right`.
+        """Solve Hessian x = right, each fit with its own curvature, up to `tolerance` of the norm of `right`.
 
         Without a prior the Hessian is singular along each component's origin, where the solution stays at zero.
 
@@ -184,31 +188,23 @@ class PairLoss:
             Cholesky factor of a similar Hessian, as preconditioner; by default the diagonal of this one.
         """
         prior = self.precision[:, None]
-        inverse: Any = 1.0
-        if factor is None:
-            diagonal = _times(self._magnitudes, curvature) + prior
-            inverse = 1 / np.where(diagonal > 0, diagonal, 1.0)
+        diagonal = _times(self._magnitudes, curvature) + prior if factor is None else None
+        return _conjugate_gradients(
+            lambda x: _times(self._transposed, curvature * _times(self.design, x)) + prior * x,
+            _by_diagonal(diagonal) if diagonal is not None else _by_factor(factor),
+            right,
+            tolerance,
+        )
 
-        def precondition(residual: np.ndarray) -> np.ndarray:
-            return inverse * residual if factor is None else linalg.cho_solve(factor, residual, check_finite=False)
-
-        solution, residual = np.zeros_like(right), right.copy()
-        search = preconditioned = precondition(residual)
-        product = (residual * preconditioned).sum(axis=0)
-        enough = tolerance * np.linalg.norm(right, axis=0)
-        for _ in range(2 * len(right) + 50):
-            open_ = np.linalg.norm(residual, axis=0) > enough
-            if not open_.any():
-                break
-            applied = _times(self._transposed, curvature * _times(self.design, search)) + prior * search
-            along = (search * applied).sum(axis=0)
-            step = np.where(open_ & (along > 0), product / np.where(along > 0, along, 1.0), 0.0)
-            solution += step * search
-            residual -= step * applied
-            preconditioned = precondition(residual)
-            previous, product = product, (residual * preconditioned).sum(axis=0)
-            search = preconditioned + np.where(previous > 0, product / np.where(previous > 0, previous, 1.0), 0.0) * search
-        return solution
+    def solve_at(
+        self, curvature: Float[np.ndarray, " cells"], right: Float[np.ndarray, "parameters columns"], tolerance: float = 1e-9
+    ) -> Float[np.ndarray, "parameters columns"]:
+        """Solve Hessian x = right for many columns with one curvature: the Hessian is built once, sparse."""
+        weighted = self.design.multiply(curvature[:, None]).tocsr()
+        hessian = csr_matrix(self._transposed @ weighted + diags_array(self.precision))
+        return _conjugate_gradients(
+            lambda x: _times(hessian, x), _by_diagonal(hessian.diagonal()[:, None]), right, np.full(right.shape[1], tolerance)
+        )
 
     def dense_hessian(self, curvature: Float[np.ndarray, " cells"]) -> Float[np.ndarray, "parameters parameters"]:
         """Second derivative of the loss, as a dense matrix."""
@@ -233,6 +229,23 @@ class PairLoss:
     def _magnitudes(self) -> csr_matrix:
         return abs(self._transposed)
 
+    @cached_property
+    def _component(self) -> Int[np.ndarray, " tasks"]:
+        ends = self.design.indices.reshape(len(self.target), -1)
+        graph = coo_matrix((np.ones(len(ends)), (ends[:, 0], ends[:, 1])), shape=(self.n_tasks, self.n_tasks))
+        return connected_components(graph, directed=False)[1]
+
+    def _at_origin(self, parameters: Float[np.ndarray, "parameters fits"]) -> Float[np.ndarray, "parameters fits"]:
+        """Utilities with mean zero in every component."""
+        size = np.bincount(self._component)
+        if len(size) == 1:
+            parameters[: self.n_tasks] -= parameters[: self.n_tasks].mean(axis=0)
+            return parameters
+        for fit in range(parameters.shape[1]):
+            mean = np.bincount(self._component, parameters[: self.n_tasks, fit]) / size
+            parameters[: self.n_tasks, fit] -= mean[self._component]
+        return parameters
+
     def _weighted(self, parameters: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         eta = _times(self.design, parameters)
         total, slope, curvature = self.precision @ parameters**2 / 2, np.empty_like(eta), np.empty_like(eta)
@@ -253,6 +266,41 @@ class PairLoss:
         hessian = self.dense_hessian(curvature.mean(axis=1))
         hessian[np.diag_indices(len(hessian))] += 1e-6 * np.trace(hessian) / len(hessian)
         return linalg.cho_factor(hessian, check_finite=False)
+
+
+def _by_diagonal(diagonal: Float[np.ndarray, "parameters fits"]) -> Callable[[np.ndarray], np.ndarray]:
+    inverse = 1 / np.where(diagonal > 0, diagonal, 1.0)
+    return lambda residual: inverse * residual
+
+
+def _by_factor(factor: Any) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda residual: linalg.cho_solve(factor, residual, check_finite=False)
+
+
+def _conjugate_gradients(
+    apply: Callable[[np.ndarray], np.ndarray],
+    precondition: Callable[[np.ndarray], np.ndarray],
+    right: Float[np.ndarray, "parameters fits"],
+    tolerance: Float[np.ndarray, " fits"] | float,
+) -> Float[np.ndarray, "parameters fits"]:
+    """Preconditioned conjugate gradients, every column on its own (Hestenes & Stiefel 1952)."""
+    solution, residual = np.zeros_like(right), right.copy()
+    search = preconditioned = precondition(residual)
+    product = (residual * preconditioned).sum(axis=0)
+    enough = tolerance * np.linalg.norm(right, axis=0)
+    for _ in range(2 * len(right) + 50):
+        open_ = np.linalg.norm(residual, axis=0) > enough
+        if not open_.any():
+            break
+        applied = apply(search)
+        along = (search * applied).sum(axis=0)
+        step = np.where(open_ & (along > 0), product / np.where(along > 0, along, 1.0), 0.0)
+        solution += step * search
+        residual -= step * applied
+        preconditioned = precondition(residual)
+        previous, product = product, (residual * preconditioned).sum(axis=0)
+        search = preconditioned + np.where(previous > 0, product / np.where(previous > 0, previous, 1.0), 0.0) * search
+    return solution
 
 
 def _times(matrix: csr_matrix, columns: Float[np.ndarray, "n fits"]) -> Float[np.ndarray, "m fits"]:
@@ -287,7 +335,8 @@ def resampled(
         parameters, ends = loss.minimise(weights[:, None] * counts, start, _RESAMPLE_TOLERANCE)
         return parameters.T, sum(not end.converged for end in ends)
 
-    found: list[Any] = list(Parallel(n_jobs=n_jobs, prefer="threads")(delayed(fit)(chunk) for chunk in chunks))
+    with threadpool_limits(1):  # the chunks are what runs side by side
+        found: list[Any] = list(Parallel(n_jobs=n_jobs, prefer="threads")(delayed(fit)(chunk) for chunk in chunks))
     return np.concatenate([each[0] for each in found]), sum(each[1] for each in found)
 
 

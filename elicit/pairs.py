@@ -16,7 +16,8 @@ def order_averages(comparisons: pd.DataFrame) -> pd.DataFrame:
     Parameters
     ----------
     comparisons
-        From `choice.comparisons`, exact answers. Several templates are averaged, each in both orders.
+        From `choice.comparisons`, exact answers; those that are no choice are left out. Several templates are averaged, each
+        in both orders; without a column `template` all answers are of one.
 
     Returns
     -------
@@ -24,12 +25,14 @@ def order_averages(comparisons: pd.DataFrame) -> pd.DataFrame:
     least one template; `task_1 < task_2`.
     """
     usable = comparisons.dropna(subset=["logit"])
+    if "outcome" in usable:
+        usable = usable[usable["outcome"] == "chose"]
     swapped = usable["first"] > usable["second"]
     pair = pd.DataFrame(
         {
             "task_1": np.where(swapped, usable["second"], usable["first"]),
             "task_2": np.where(swapped, usable["first"], usable["second"]),
-            "template": usable["template"].astype(str),
+            "template": usable["template"].astype(str) if "template" in usable else "",
             "order": np.where(swapped, "l21", "l12"),
             "logit": usable["logit"],
         }

@@ -16,7 +16,11 @@ from store.estimates import Estimate
 from store.labels import LABEL_COLUMNS
 
 Link = Literal["logistic", "probit"]
+NORMAL_REACH = 1.959964
+"""Standard errors from the value to the end of a 95 % interval, where errors are normal."""
 _NAMED = 5
+_WIDE = 0.7
+"""Spread of utilities, in standard deviations of the prior, above which intervals are too narrow."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class FitReport:
     components
         Connected components of the comparisons. With more than one, only utilities of the same one can be compared.
     always_win, always_lose
-        Tasks that won, or lost, all they had: how far up or down they are is the prior's saying.
+        Tasks that won, or lost, all they had: how far up or down they are, the answers do not say.
     convergence
         How the fit ended; None for least squares that is solved directly.
     log_loss
@@ -61,6 +65,10 @@ class FitReport:
         Least squares: standard deviation of what pairs owe to themselves alone, in logits.
     position_test
         Of the position term, where answers are sampled; it counts answers as independent, which draws of one pair are not.
+    prior_sd, sd
+        Standard deviation of the prior, None without one, and that of the utilities.
+    always_one_place
+        The place, first or second, that won every comparison, if one did: the position term then has no finite value.
     parameters
         Further parameters of the model, such as the lapse rate, with intervals.
     """
@@ -78,6 +86,9 @@ class FitReport:
     unconverged_resamples: int = 0
     residual_sd: float | None = None
     position_test: LikelihoodRatio | None = None
+    prior_sd: float | None = None
+    sd: float = math.nan
+    always_one_place: str | None = None
     parameters: dict[str, Estimate] = field(default_factory=dict)
 
     @classmethod
@@ -108,7 +119,17 @@ class FitReport:
             found.append(f"{_some(self.unanswered)} without a usable answer, so without a utility.")
         for what, tasks in (("won", self.always_win), ("lost", self.always_lose)):
             if tasks:
-                found.append(f"{_some(tasks)} {what} every comparison: the prior alone says by how much.")
+                found.append(f"{_some(tasks)} {what} every comparison: the answers do not say by how much.")
+        if self.always_one_place:
+            found.append(
+                f"The task shown {self.always_one_place} won every comparison: the position term is large, and the answers say "
+                "nothing of the tasks."
+            )
+        if self.prior_sd is not None and self.sd > _WIDE * self.prior_sd:
+            found.append(
+                f"The utilities (sd {self.sd:.2f}) are as wide as their prior (sd {self.prior_sd:g}), which pulls them in and "
+                "makes their intervals too narrow: raise prior_sd."
+            )
         if not self.convergence.converged:
             found.append(f"The fit {self.convergence}.")
         if self.unconverged_resamples:
@@ -126,7 +147,7 @@ class FitReport:
             + (f"; left out: {', '.join(f'{count} {name}' for name, count in left_out.items())}" if left_out else ""),
             f"{self.convergence}; log loss {self.log_loss:.4f}",
         ]
-        if self.residual_sd is not None:
+        if self.residual_sd is not None and not math.isnan(self.residual_sd):
             lines.append(f"pairs owe {self.residual_sd:.2f} logits (standard deviation) to themselves alone")
         if self.position_test is not None:
             lines.append(f"position term: LR {self.position_test.statistic:.2f} on 1 df, p = {self.position_test.p:.2g}")
@@ -162,8 +183,8 @@ class Utilities:
         What is behind the fit.
     sigmas, sigma_draws
         Spread of every task's utility, for the model that has one.
-    se
-        Standard errors where they are known exactly; otherwise they are those of the draws.
+    se, reach
+        Standard errors where they are known exactly, and how many of them an interval reaches; otherwise the draws say.
     """
 
     task_ids: tuple[str, ...]
@@ -177,13 +198,16 @@ class Utilities:
     sigmas: Float[np.ndarray, " tasks"] | None = None
     sigma_draws: Float[np.ndarray, "resamples tasks"] | None = None
     se: Float[np.ndarray, " tasks"] | None = None
+    reach: float = NORMAL_REACH
 
     def labels(self, target: str = "utility") -> pd.DataFrame:
         """Utilities as labels."""
         enough = len(self.draws) > 1
         nothing = np.full(len(self.values), math.nan)
         low, high = np.quantile(self.draws, [0.025, 0.975], axis=0) if enough else (nothing, nothing)
-        se = self.se if self.se is not None else self.draws.std(axis=0, ddof=1) if enough else nothing
+        se = self.draws.std(axis=0, ddof=1) if enough else nothing
+        if self.se is not None:
+            se, low, high = self.se, self.values - self.reach * self.se, self.values + self.reach * self.se
         return pd.DataFrame(
             {
                 "task_id": self.task_ids,
@@ -222,19 +246,33 @@ class Utilities:
         draws = self._probability(self.draws, self.sigma_draws, i, j)
         return Estimate.from_draws(float(self._probability(self.values, self.sigmas, i, j)), draws, self.report.pairs)
 
-    def eta(self, first: Sequence[str] | pd.Series, second: Sequence[str] | pd.Series) -> Float[np.ndarray, " pairs"]:
-        """Argument of the link for every pair of tasks, order effects aside; not a number where a task has no utility."""
+    def eta(
+        self, first: Sequence[str] | pd.Series, second: Sequence[str] | pd.Series, *, with_position: bool = False
+    ) -> Float[np.ndarray, " pairs"]:
+        """Argument of the link for every pair of tasks; not a number where one has no utility, or they cannot be compared.
+
+        Parameters
+        ----------
+        with_position
+            Add what being shown first is worth.
+        """
         place = pd.Index(self.task_ids)
         i, j = (place.get_indexer(pd.Index(each)) for each in (first, second))
         known = (i >= 0) & (j >= 0)
         known[known] = self.component[i[known]] == self.component[j[known]]
         eta = np.full(len(i), math.nan)
-        eta[known] = self._eta(self.values, self.sigmas, i[known], j[known])
+        shift = self.position.value if with_position else 0.0
+        eta[known] = self._eta(self.values, self.sigmas, i[known], j[known], shift)
         return eta
 
     def probability(self, eta: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
         """Probability of choosing the first, from the argument of the link."""
         return special.expit(eta) if self.link == "logistic" else special.ndtr(eta)
+
+    def cross_entropy(self, eta: Float[np.ndarray, " pairs"], won: Float[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
+        """Loss of predicting with `eta` where the first is chosen with probability `won`, in nats."""
+        log_probability = special.log_expit if self.link == "logistic" else special.log_ndtr
+        return -won * log_probability(eta) - (1 - won) * log_probability(-eta)
 
     def _place(self, task: str) -> int:
         try:
@@ -246,6 +284,6 @@ class Utilities:
         return self.probability(self._eta(values, sigmas, i, j))
 
     @staticmethod
-    def _eta(values: np.ndarray, sigmas: np.ndarray | None, i: Any, j: Any) -> np.ndarray:
-        difference = values[..., i] - values[..., j]
+    def _eta(values: np.ndarray, sigmas: np.ndarray | None, i: Any, j: Any, shift: float = 0.0) -> np.ndarray:
+        difference = values[..., i] - values[..., j] + shift
         return difference if sigmas is None else difference / np.hypot(sigmas[..., i], sigmas[..., j])

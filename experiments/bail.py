@@ -14,7 +14,7 @@ from pydantic import Field
 from elicit import Task, bail, builtin_conversations, calibration_tasks, clustered_rate
 from experiments import figures as plots
 from experiments.findings import Finding, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -80,9 +80,9 @@ def run(settings: BailSettings) -> Result:
     setup.run.save_table("rates", rates)
     effects = {method: _effect(turns[turns["template"] == method], settings.seed) for method in settings.methods}
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, asked[0]),
         experiment="bail",
-        question=asked[0],
         findings=[_rate_finding(rates, settings), _effect_finding(effects), _order_finding(turns, settings)],
         figures={"bail_origins": origins_figure(turns), "bail_turns": turns_figure(turns)},
         tables=[

@@ -9,9 +9,12 @@ from typing import Any
 
 EXPERIMENTS = {
     "demo": "The whole loop on a small model: ask, read, probe, steer, ask again.",
+    "active_learning": "Utilities of many tasks from few comparisons, asked batch by batch until the ranking is stable.",
     "bail": "At every turn of a conversation, would the model leave? Beside conversations that nobody should leave.",
+    "calibration": "Are the intervals and tests right? Studied on a frozen table of real answers, at no model cost.",
     "opt_out": "Which tasks would the model sooner not do? Beside requests that nobody should decline.",
     "position_bias": "How much of a choice is its order of showing, template by template, and what one order alone is worth.",
+    "ranking_methods": "Which way of choosing comparisons ranks tasks with the fewest of them; judges whose truth is known.",
     "refusal_correlation": "Is what a model refuses what it would rather not do, or says it dislikes?",
     "scale_discrimination": "Which scales of self-report tell tasks apart (KL), and do so again in other words (ICC).",
     "seed_sensitivity": "What depends on chance: seeds of sampled answers beside exact ones, and seeds of the design.",
@@ -19,7 +22,10 @@ EXPERIMENTS = {
     "steer_then_measure": "Steer along preference directions at several layers and doses, and ask choices and ratings again.",
     "sysprompt_grid": "System prompts while a task is done, crossed with system prompts while it is rated.",
     "sysprompt_variation": "How system prompts of six kinds move what is chosen over what.",
+    "task_consistency": "Which tasks are answered alike from seed to seed, and whether templates, scales and models agree.",
     "template_sensitivity": "How far preferences depend on how they are asked, over a balanced sample of templates.",
+    "thurstone_regularisation": "How far a spread per task must be held back, and whether it then predicts better than none.",
+    "transitivity": "Do preferences go round in circles? Hard cycles of all pairs, beside what noise and coins would give.",
 }
 """Experiments by name; each is a module with SETTINGS and run(settings)."""
 
@@ -28,6 +34,7 @@ COMMANDS = {
     "preflight": "Say whether a model can answer the templates: penchant preflight MODEL.",
     "templates": "List, show and check wordings: penchant templates show choice:would_rather,language=fr.",
     "log": "What a measurement log holds: penchant log summary runs/demo/measurements.sqlite.",
+    "freeze": "Ask every pair of some tasks once, and keep the answers as a table: penchant freeze --table mine.parquet.",
     "inspect": "Show one answer of a log, token by token: penchant inspect KEY --log runs/demo/measurements.sqlite.",
 }
 
@@ -79,7 +86,7 @@ def run_experiment(name: str, arguments: Sequence[str]) -> None:
     """Configure an experiment from a YAML file and flags, run it (or only plan it), and print its screen."""
     module = importlib.import_module(f"experiments.{name}")
     rest = [argument for argument in arguments if argument != "--dry-run"]
-    settings = parse_settings(name, module.SETTINGS, rest)
+    settings = parse_settings(name, module.SETTINGS, rest, EXPERIMENTS[name])
     if len(rest) < len(arguments):
         from experiments.dry_run import dry_run
 
@@ -88,8 +95,8 @@ def run_experiment(name: str, arguments: Sequence[str]) -> None:
     print(module.run(settings).screen)
 
 
-def parse_settings(name: str, settings: type[Any], arguments: Sequence[str]) -> Any:
-    """Settings from `--config FILE`, if given, overridden by the other flags."""
+def parse_settings(name: str, settings: type[Any], arguments: Sequence[str], line: str) -> Any:
+    """Settings from `--config FILE`, if given, overridden by the other flags; `line` says what they are for."""
     import tyro
 
     rest, config = _take_config(list(arguments))
@@ -98,7 +105,7 @@ def parse_settings(name: str, settings: type[Any], arguments: Sequence[str]) -> 
         raise ValueError("--quick and --config both say what the settings are; give one of them.")
     rest = [argument for argument in rest if argument != "--quick"]
     defaults = settings.quick() if quick else settings.read(config) if config else settings()
-    return tyro.cli(settings, args=rest, default=defaults, prog=f"penchant {name}", description=_description(name))
+    return tyro.cli(settings, args=rest, default=defaults, prog=f"penchant {name}", description=_description(line))
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -112,9 +119,9 @@ def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
-def _description(name: str) -> str:
+def _description(line: str) -> str:
     return (
-        f"{EXPERIMENTS[name]} Settings may come from a YAML file (--config FILE) or be those of a short look (--quick); the "
+        f"{line} Settings may come from a YAML file (--config FILE) or be those of a short look (--quick); the "
         "flags below override them. --dry-run says how many questions, tokens and minutes it would take, and asks nothing."
     )
 

@@ -22,7 +22,7 @@ from experiments.findings import (
     steering_findings,
 )
 from experiments.loop import Loop, LoopSettings, go_round
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from interp import ProbeSweep, probe_sweep
 from interp.layers import LayerSpec
@@ -68,9 +68,9 @@ def run(settings: DemoSettings) -> Result:
     first, second = loop.preferences.comparisons[["first", "second"]].iloc[0]
     elicitation = settings.elicit
     return publish(
-        loop,
+        loop.run,
+        Source.of(loop, choice.questions(loop.tasks, [(first, second)], wording=elicitation.wording)[0]),
         experiment="demo",
-        question=choice.questions(loop.tasks, [(first, second)], wording=elicitation.wording)[0],
         findings=findings,
         figures=_figures(loop, sweep),
         extras=[

@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.settings import Settings
+from experiments.settings import RunSettings, Settings
 from interp import LocalModel
 from interp.rehearsal import RehearsedModel, Tally
 from store import MeasurementLog
@@ -56,8 +56,10 @@ class Plan:
         return "\n".join(lines)
 
 
-def dry_run(module: ModuleType, settings: Settings) -> Plan:
+def dry_run(module: ModuleType, settings: RunSettings) -> Plan:
     """Go through an experiment without asking the model anything; the run directory stays as it is."""
+    if not isinstance(settings, Settings):
+        raise ValueError("This experiment asks no model anything, so there is nothing to plan; run it.")
     tally, unfinished = Tally(), ""
     models: list[RehearsedModel] = []
     with tempfile.TemporaryDirectory() as scratch:

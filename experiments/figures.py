@@ -1,70 +1,60 @@
 """Figures: one function a plot, from result tables to a matplotlib Figure with named axes, units and n."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from elicit.reliability import Agreement, HoldOut, PositionBias
+from elicit.reliability.drawing import (
+    BLUE,
+    CYCLE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PURPLE,
+    forest,
+    heatmap,
+    new_axes,
+    new_panels,
+    plain_style,
+)
 from experiments.dose_response import DoseResponse
 from interp.probe import RESIDUAL, ProbeSweep
 from store import layer_name
 
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#1f6fb2", "#d9822b", "#2e8b57", "#7b5ea7", "#8a8f98"
-_CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#c0504d", "#4aa6a6")
-
-
-def new_axes(width: float = 6.4, height: float = 4.0) -> tuple[Figure, Axes]:
-    """Return an empty figure in the style of all others, and its axes."""
-    figure = Figure(figsize=(width, height), layout="constrained")
-    return figure, _plain_style(figure.add_subplot())
-
-
-def new_panels(n: int, height: float, *, share_y: bool = True) -> tuple[Figure, list[Axes]]:
-    """Return an empty figure of several panels side by side, which may share the vertical axis."""
-    figure = Figure(figsize=(2.0 + 2.6 * n, height), layout="constrained")
-    panels = figure.subplots(1, n, sharey=share_y, squeeze=False)[0]
-    return figure, [_plain_style(axes) for axes in panels]
-
-
-def _plain_style(axes: Axes) -> Axes:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(alpha=0.25, linewidth=0.6)
-    axes.set_axisbelow(True)
-    return axes
+__all__ = [
+    "BLUE",
+    "CYCLE",
+    "GREEN",
+    "GREY",
+    "ORANGE",
+    "PURPLE",
+    "agreement_figure",
+    "dose_figure",
+    "forest",
+    "heatmap",
+    "hold_out_figure",
+    "new_axes",
+    "new_panels",
+    "plain_style",
+    "position_figure",
+    "probe_figure",
+    "scatter_by_origin",
+    "utilities_figure",
+]
 
 
 def _colours(origins: Mapping[str, str]) -> dict[str, str]:
     """One colour per origin, the same in every figure."""
-    return {name: _CYCLE[place % len(_CYCLE)] for place, name in enumerate(sorted(set(origins.values())))}
+    return {name: CYCLE[place % len(CYCLE)] for place, name in enumerate(sorted(set(origins.values())))}
 
 
 def position_figure(bias: PositionBias) -> Figure:
     """Preference for a task when it is shown first against the same when it is shown second."""
-    figure, axes = new_axes(5.2, 5.0)
-    content, position = bias.pairs["content"].to_numpy(), bias.pairs["position"].to_numpy()
-    first, second = (
-        np.concatenate([content + position, position - content]),
-        np.concatenate([content - position, -content - position]),
-    )
-    limit = 1.08 * max(np.abs(first).max(), np.abs(second).max())
-    axes.plot([-limit, limit], [-limit, limit], color=GREEN, linewidth=1, label="order does not matter")
-    axes.plot([-limit, limit], [limit, -limit], color=ORANGE, linewidth=1, label="only order matters")
-    axes.axhline(0, color=GREY, linewidth=0.6)
-    axes.axvline(0, color=GREY, linewidth=0.6)
-    axes.scatter(first, second, s=9, color=BLUE, alpha=0.5, linewidths=0)
-    axes.set(
-        xlim=(-limit, limit),
-        ylim=(-limit, limit),
-        xlabel="log-odds for a task shown first (logits)",
-        ylabel="log-odds for the same task shown second (logits)",
-        title=f"Both orders of {len(content)} pairs",
-    )
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
-    return figure
+    return bias.plot()
 
 
 def utilities_figure(labels: pd.DataFrame, origins: Mapping[str, str]) -> Figure:
@@ -134,7 +124,7 @@ def probe_figure(sweep: ProbeSweep, target: str) -> Figure:
     figure, axes = new_axes(7.4, 4.2)
     table = sweep.table[sweep.table["target"] == target]
     residual = table[table["features"] == RESIDUAL]
-    for place, (colour, (position, part)) in enumerate(zip(_CYCLE, residual.groupby("position", sort=False), strict=False)):
+    for place, (colour, (position, part)) in enumerate(zip(CYCLE, residual.groupby("position", sort=False), strict=False)):
         part = part.sort_values("layer")
         part = part.assign(layer=part["layer"] + 0.25 * place)  # side by side, so that no interval hides another
         error = [part["r2"] - part["r2_low"], part["r2_high"] - part["r2"]]
@@ -169,7 +159,7 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
     quantities = ["shift", "probability"] if is_choice else ["shift"]
     figure = Figure(figsize=(4.8 * len(quantities) + (0 if is_choice else 1.2), 4.2), layout="constrained")
     panels = [
-        (_plain_style(figure.add_subplot(1, len(quantities), place)), quantity)
+        (plain_style(figure.add_subplot(1, len(quantities), place)), quantity)
         for place, quantity in enumerate(quantities, start=1)
     ]
     axes = panels[0][0]
@@ -180,7 +170,7 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
         panel.fill_between(band.index, band["min"], band["max"], color=GREY, alpha=0.25, linewidth=0, label=label)
         for _, part in random.groupby("direction"):
             panel.plot(part["dose"], part[quantity], color=GREY, linewidth=0.5, alpha=0.6)
-        for colour, (name, part) in zip(_CYCLE, tested.groupby("direction", sort=False), strict=False):
+        for colour, (name, part) in zip(CYCLE, tested.groupby("direction", sort=False), strict=False):
             error = [part["shift"] - part["shift_low"], part["shift_high"] - part["shift"]] if quantity == "shift" else None
             panel.errorbar(
                 part["dose"],
@@ -207,47 +197,4 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
         f"{heading} (n={int(tested['n'].max())} {unit_name}; lines: 95 % intervals; red ring: off format)", fontsize=10
     )
     axes.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def heatmap(
-    values: Float[np.ndarray, "rows columns"],
-    rows: Sequence[str],
-    columns: Sequence[str],
-    title: str,
-    label: str,
-    *,
-    digits: int = 2,
-) -> Figure:
-    """A matrix of correlations or signed effects as colours, symmetric about zero, each cell with its number."""
-    n_rows, n_columns = values.shape
-    longest = max(map(len, rows))
-    figure = Figure(figsize=(1.8 + 0.075 * longest + 0.52 * n_columns, 1.6 + 0.36 * n_rows), layout="constrained")
-    axes = figure.add_subplot()
-    limit = float(np.nanmax(np.abs(values))) or 1.0
-    image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")
-    for row, column in np.argwhere(np.isfinite(values)):
-        dark = abs(values[row, column]) > 0.6 * limit
-        text = f"{values[row, column].round(digits) + 0.0:.{digits}f}".replace("0.", ".")
-        axes.text(column, row, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
-    upright = max(map(len, columns)) <= 3
-    axes.set_xticks(
-        range(n_columns), list(columns), rotation=0 if upright else 60, ha="center" if upright else "right", fontsize=7
-    )
-    axes.set_yticks(range(n_rows), list(rows), fontsize=7)
-    axes.set_title(title, fontsize=10)
-    figure.colorbar(image, ax=axes, label=label, shrink=0.8)
-    return figure
-
-
-def forest(names: Sequence[str], estimates: Float[np.ndarray, "names 3"], label: str, title: str, null: float = 0.0) -> Figure:
-    """Estimates with their intervals, one row a name; orange where the interval leaves out the null."""
-    figure, axes = new_axes(7.0, 0.32 * len(names) + 1.5)
-    for row, (value, low, high) in enumerate(estimates):
-        colour = ORANGE if low > null or high < null else BLUE
-        axes.hlines(row, low, high, color=colour, linewidth=1.8)
-        axes.scatter(value, row, color=colour, s=24, zorder=3)
-    axes.axvline(null, color=GREY, linewidth=0.9)
-    axes.set(xlabel=f"{label}\n(orange: the interval leaves out {null:g})", title=title)
-    axes.set_yticks(range(len(names)), list(names), fontsize=8)
     return figure

@@ -16,7 +16,7 @@ from elicit.consistency import correlations
 from elicit.templates import template
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain, position_finding
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -71,9 +71,9 @@ def run(settings: OptOutSettings) -> Result:
     least = tasks.nsmallest(5, "over_null")
     agreement = _agreement_of_nulls(comparisons, nulls, settings.seed)
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, found[settings.wordings[0]][0][0]),
         experiment="opt_out",
-        question=found[settings.wordings[0]][0][0],
         findings=[
             _rate_finding(origins),
             _difference_finding(origins),

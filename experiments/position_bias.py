@@ -18,7 +18,7 @@ from elicit.reliability import dyadic_estimate
 from elicit.templates import template
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -70,9 +70,9 @@ def run(settings: PositionBiasSettings) -> Result:
     one, two = _worth_of_orders(biases, settings.seed)
     example = next(iter(asked.values()))[0]
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, example),
         experiment="position_bias",
-        question=example,
         findings=[_bias_finding(table, len(settings.templates)), _order_finding(one, two)],
         figures={"position_bias": bias_figure(table)},
         tables=[

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from elicit import ask
 from experiments.findings import Finding
 from experiments.report import Report, Table
+from experiments.run_directory import RunDirectory
 from experiments.setup import Setup
 from store import Answer, Question
 
@@ -40,11 +41,48 @@ class Result:
     screen: str
 
 
+@dataclass(frozen=True)
+class Source:
+    """Whose answers the results are about.
+
+    Attributes
+    ----------
+    subtitle
+        A line that says it.
+    model
+        Name, fingerprint and dtype, for the summary; empty without a model.
+    n_questions
+        Answers behind the results.
+    example_prompt, example_answer
+        One of them, as the model read it and as it came back; empty to show none.
+    """
+
+    subtitle: str
+    model: Mapping[str, str]
+    n_questions: int = 0
+    example_prompt: str = ""
+    example_answer: str = ""
+
+    @classmethod
+    def of(cls, setup: Setup, question: Question) -> "Source":
+        """The model of a set-up, with one of the questions that it was asked."""
+        model = setup.model
+        n_origins = len({task.origin for task in setup.tasks})
+        name = f"{model.identity.name} ({model.dtype} on {model.device})"
+        return cls(
+            f"{name}, {len(setup.tasks)} tasks of {n_origins} origins",
+            {"name": model.identity.name, "fingerprint": model.fingerprint, "dtype": model.dtype},
+            len(setup.run.log),
+            model.render(question).text,
+            _describe_answer(ask([question], model, setup.run.log)[0]),
+        )
+
+
 def publish(
-    setup: Setup,
+    run: RunDirectory,
+    source: Source,
     *,
     experiment: str,
-    question: Question,
     findings: Sequence[Finding],
     figures: Mapping[str, Figure],
     tables: Sequence[Table],
@@ -53,38 +91,28 @@ def publish(
     summary: Mapping[str, Any],
     seconds: float,
 ) -> Result:
-    """Write everything to the run directory.
-
-    Parameters
-    ----------
-    question
-        One of the questions that were asked, to be shown as the model read it.
-    """
-    run, model = setup.run, setup.model
+    """Write everything to the run directory."""
     for name, figure in figures.items():
         run.save_figure(name, figure)
-    answer = ask([question], model, run.log)[0]
-    n_origins = len({task.origin for task in setup.tasks})
-    subtitle = f"{model.identity.name} ({model.dtype} on {model.device}), {len(setup.tasks)} tasks of {n_origins} origins"
     report = Report(
         title=f"penchant {experiment}",
-        subtitle=subtitle,
+        subtitle=source.subtitle,
         findings=findings,
         figures=figures,
         tables=tables,
         extras=extras,
-        example_prompt=model.render(question).text,
-        example_answer=_describe_answer(answer),
-        n_questions=len(run.log),
+        example_prompt=source.example_prompt,
+        example_answer=source.example_answer,
+        n_questions=source.n_questions,
         methods=methods,
         command=f"penchant {experiment} --config {shlex.quote(str(run.path / 'config.yaml'))}",
-        model=model.identity.name,
-        fingerprint=model.fingerprint[:16],
+        model=source.model.get("name", ""),
+        fingerprint=source.model.get("fingerprint", "")[:16],
     )
     path = run.path / "report.html"
     path.write_text(report.render(), encoding="utf-8")
-    run.save_summary(dict(summary) | {"findings": {each.name: each.sentence for each in findings}}, model)
-    screen = _screen(f"{report.title}: {subtitle}, {seconds:.0f} s", findings, path)
+    run.save_summary(dict(summary) | {"findings": {each.name: each.sentence for each in findings}}, dict(source.model))
+    screen = _screen(f"{report.title}: {source.subtitle}, {seconds:.0f} s", findings, path)
     return Result(findings, summary, run.path, screen)
 
 

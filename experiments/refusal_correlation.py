@@ -30,7 +30,7 @@ from elicit.templates import template
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
 from experiments.measuring import length_and_origin
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -102,9 +102,9 @@ def run(settings: RefusalCorrelationSettings) -> Result:
     setup.run.save_table("correlations", correlations)
     kappa = _kappa(detected, settings)
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, completion.questions(tasks[:1], context=_sampled(settings))[0]),
         experiment="refusal_correlation",
-        question=completion.questions(tasks[:1], context=_sampled(settings))[0],
         findings=[
             _rate_finding(rates, settings),
             *([_kappa_finding(kappa)] if kappa else []),

@@ -10,8 +10,7 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from experiments.settings import Settings
-from interp import LocalModel
+from experiments.settings import RunSettings
 from store import MeasurementLog
 from store.directions import Direction, Probe, SteeringVector, save
 from store.provenance import digest, stamp
@@ -29,7 +28,7 @@ class RunDirectory:
         Resolved settings; `settings.out` is the folder, created if absent.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: RunSettings) -> None:
         self.path = settings.out
         self.settings = settings
         for name in ("activations", "tables", "figures", "directions"):
@@ -58,11 +57,11 @@ class RunDirectory:
         """Write a direction, steering vector or probe."""
         save(value, self.path / "directions" / f"{name}.safetensors")
 
-    def save_summary(self, summary: dict[str, Any], model: LocalModel) -> None:
-        """Write `summary.json`: results, settings, versions and the model's fingerprint."""
+    def save_summary(self, summary: dict[str, Any], model: dict[str, str]) -> None:
+        """Write `summary.json`: results, settings, versions, and the name, fingerprint and dtype of the model behind them."""
         everything = {
             "results": summary,
-            "model": {"name": model.identity.name, "fingerprint": model.fingerprint, "dtype": model.dtype},
+            "model": model,
             "settings": json.loads(self.settings.model_dump_json()),
             "versions": stamp(),
         }

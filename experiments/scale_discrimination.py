@@ -15,10 +15,11 @@ from pydantic import Field
 from scipy import special
 
 from elicit import Task, rating, sample_templates
+from elicit.reliability.scales import divergence
 from elicit.templates import template, templates
 from experiments import figures as plots
 from experiments.findings import Finding, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -74,9 +75,9 @@ def run(settings: ScaleDiscriminationSettings) -> Result:
     setup.run.save_table("scales", table)
     relation = _kl_against_icc(table)
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, next(iter(asked.values()))[0]),
         experiment="scale_discrimination",
-        question=next(iter(asked.values()))[0],
         findings=[_best_finding(table, setup), _relation_finding(relation, table), _format_finding(table, settings)],
         figures={"scale_discrimination": discrimination_figure(table), "scale_reliability": reliability_figure(table)},
         tables=[
@@ -131,12 +132,6 @@ class _Readings:
                     found[row, place] = list(answer.distribution().values())
         complete = np.flatnonzero(np.isfinite(found).all(axis=(1, 2))).tolist()
         return cls([tasks[row].id for row in complete], found[complete], values, float(np.isfinite(found[..., 0]).mean()))
-
-
-def divergence(distributions: Float[np.ndarray, "... tasks answers"]) -> Float[np.ndarray, "..."]:
-    """Mean Kullback-Leibler divergence of each task's distribution from their mean, in nats: the mutual information."""
-    mean = distributions.mean(axis=-2, keepdims=True)
-    return special.rel_entr(distributions, mean).sum(axis=-1).mean(axis=-1)
 
 
 def consistency(ratings: Float[np.ndarray, "... tasks wordings"]) -> Float[np.ndarray, "..."]:

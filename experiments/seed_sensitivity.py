@@ -20,7 +20,7 @@ from elicit.pairs import uncentred_correlation
 from elicit.templates import template
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -87,9 +87,9 @@ def run(settings: SeedSensitivitySettings) -> Result:
     between_designs = _mean_correlation(list(utilities.values()), settings.seed)
     between_drawn = _mean_correlation(list(drawn.values()), settings.seed)
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, exact["design 0"][0][0]),
         experiment="seed_sensitivity",
-        question=exact["design 0"][0][0],
         findings=[
             _seed_finding(seed_agreement, between_drawn, settings),
             _draws_finding(draws, seed_agreement),
@@ -212,7 +212,7 @@ def _mean_correlation(fits: Sequence[Utilities], seed: int) -> Estimate:
     upper = np.triu_indices(values.shape[1], 1)
     rows = np.random.default_rng(seed).integers(len(values), size=(500, len(values)))
     draws = [np.corrcoef(values[row], rowvar=False)[upper].mean() for row in rows]
-    return Estimate.from_draws(float(np.corrcoef(values, rowvar=False)[upper].mean()), draws, len(values))
+    return Estimate.of_correlation(float(np.corrcoef(values, rowvar=False)[upper].mean()), draws, len(values))
 
 
 def _seed_finding(between: Estimate, utilities: Estimate, settings: SeedSensitivitySettings) -> Finding:

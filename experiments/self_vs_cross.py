@@ -17,7 +17,7 @@ from elicit.templates import template
 from experiments.crossed import Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
 from experiments.loop import cache_activations
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -81,10 +81,12 @@ def run(settings: SelfVsCrossSettings) -> Result:
     for name, table in (("ratings", ratings), ("cells", cells)):
         setup.run.save_table(name, table)
     spreads = _spreads(values, settings.seed)
+    completions = completion.texts(written[_BASE])
+    example = rating.questions(setup.tasks[:1], scale=settings.scales[0], completions=completions)[0]
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, example),
         experiment="self_vs_cross",
-        question=rating.questions(setup.tasks[:1], scale=settings.scales[0], completions=completion.texts(written[_BASE]))[0],
         findings=[_self_finding(effects, names), _spread_finding(spreads, names, crossed)],
         figures={"self_vs_cross": crossed.figure(), "self_effects": effects_figure(effects, _OWN_WORK, "Self-preference")},
         tables=[

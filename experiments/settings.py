@@ -20,28 +20,15 @@ class ConfigError(ValueError):
     """A configuration is wrong; the message names the key, what was expected, and the nearest valid key."""
 
 
-class Settings(BaseModel):
-    """What all experiments have in common."""
+class RunSettings(BaseModel):
+    """What every run has, with a model or without."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     QUICK: ClassVar[Mapping[str, Any]] = {}
     """What `--quick` changes: an experiment small enough for a look."""
 
-    model: str = Field(default="smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
     out: Path = Field(default=Path("runs"), description="Run directory. The same one continues, or repeats at no cost.")
-    tasks: tuple[str, ...] = Field(
-        default=("builtin",),
-        min_length=1,
-        description="One source or several: builtin, math, alpaca, wildchat, bailbench, hub:owner/name?text=prompt, or a "
-        ".jsonl, .csv or .parquet file with columns id and text.",
-    )
-    include: Path | None = Field(default=None, description="File with the ids of the tasks to choose from, one a line.")
-    exclude: Path | None = Field(default=None, description="File with the ids of tasks to leave out, one a line.")
-    origins: tuple[str, ...] = Field(default=(), description="Origins to sample from; empty for all.")
-    per_origin: int = Field(default=12, ge=1, description="Tasks sampled from each origin.")
     seed: int = Field(default=0, ge=0, description="Seeds every sample, design and bootstrap.")
 
     @classmethod
@@ -76,6 +63,24 @@ class Settings(BaseModel):
     def quick(cls) -> Self:
         """The defaults, with the changes of `--quick`."""
         return cls(**cls.QUICK)
+
+
+class Settings(RunSettings):
+    """What all experiments that ask a model have in common."""
+
+    model: str = Field(default="smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    tasks: tuple[str, ...] = Field(
+        default=("builtin",),
+        min_length=1,
+        description="One source or several: builtin, math, alpaca, wildchat, bailbench, hub:owner/name?text=prompt, or a "
+        ".jsonl, .csv or .parquet file with columns id and text.",
+    )
+    include: Path | None = Field(default=None, description="File with the ids of the tasks to choose from, one a line.")
+    exclude: Path | None = Field(default=None, description="File with the ids of tasks to leave out, one a line.")
+    origins: tuple[str, ...] = Field(default=(), description="Origins to sample from; empty for all.")
+    per_origin: int = Field(default=12, ge=1, description="Tasks sampled from each origin.")
 
     def load_model(self) -> LocalModel:
         """Load the model that these settings name."""

@@ -10,7 +10,7 @@ from elicit import choice
 from experiments import figures as plots
 from experiments.findings import dose_figure_name, hold_out_finding, position_finding, steering_findings
 from experiments.loop import LoopSettings, go_round
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.steering import SteerSettings
 
@@ -49,9 +49,9 @@ def run(settings: SteerThenMeasureSettings) -> Result:
         "on_format",
     ]
     return publish(
-        loop,
+        loop.run,
+        Source.of(loop, choice.questions(loop.tasks, [(first, second)], wording=settings.elicit.wording)[0]),
         experiment="steer_then_measure",
-        question=choice.questions(loop.tasks, [(first, second)], wording=settings.elicit.wording)[0],
         findings=[
             position_finding(preferences.bias),
             hold_out_finding(preferences.held_out),

@@ -17,7 +17,7 @@ from elicit.context import unmentioned
 from elicit.templates import template
 from experiments.crossed import LEAST_TASKS, Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -96,9 +96,9 @@ def run(settings: SyspromptGridSettings) -> Result:
         setup.run.save_table(name, table)
     setup.run.save_table("effects", pd.DataFrame([{"effect": name} | each.to_dict() for name, each in effects.items()]))
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, next(iter(asked.values()))[0]),
         experiment="sysprompt_grid",
-        question=next(iter(asked.values()))[0],
         findings=[
             _effects_finding("Rated under", "rated", effects, settings),
             _effects_finding("Done under", "done", effects, settings),

@@ -17,7 +17,7 @@ from elicit.consistency import contents, correlations, mean_agreement, over_pair
 from elicit.templates import template
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -87,9 +87,9 @@ def run(settings: SyspromptVariationSettings) -> Result:
     setup.run.save_table("origin_shifts", shifts)
     kinship = _kinship(preferences, prompts)
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, found[prompts[0].name][0][0]),
         experiment="sysprompt_variation",
-        question=found[prompts[0].name][0][0],
         findings=[
             _agreement_finding(table),
             _shift_finding(shifts, [prompt.name for prompt in prompts if prompt.category == settings.control]),

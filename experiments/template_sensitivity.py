@@ -17,7 +17,7 @@ from elicit.consistency import LEAST_COVERAGE, contents, correlations, mean_agre
 from elicit.templates import templates
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
-from experiments.publish import Result, publish
+from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
@@ -75,9 +75,9 @@ def run(settings: TemplateSensitivitySettings) -> Result:
     setup.run.save_table("levels", tried)
     agreement, single = mean_agreement(preferences), reliability(preferences)
     return publish(
-        setup,
+        setup.run,
+        Source.of(setup, found[names[0]][0][0]),
         experiment="template_sensitivity",
-        question=found[names[0]][0][0],
         findings=[
             _agreement_finding(agreement, single, preferences.shape[1], len(names)),
             _format_finding(table, tried),

@@ -44,6 +44,21 @@ class Estimate:
         return cls(float(value), float(low), float(high), float(kept.std(ddof=1)), n)
 
     @classmethod
+    def of_correlation(cls, value: float, draws: Float[np.ndarray, " resamples"] | Sequence[float], n: int) -> Self:
+        """Interval of a correlation from bootstrap draws: Student's on Fisher's scale, where they are symmetric.
+
+        Their percentiles are too narrow: without any correlation they leave out zero in 7 of 100 samples of 60 tasks.
+        """
+        kept = np.asarray(draws, dtype=float)
+        kept = kept[np.isfinite(kept)]
+        if len(kept) < 2 or not math.isfinite(value) or n < 4:
+            return cls(float(value), math.nan, math.nan, math.nan, n)
+        most = 1 - 1e-12
+        centre, se = np.arctanh(np.clip(value, -most, most)), np.arctanh(np.clip(kept, -most, most)).std(ddof=1)
+        margin = float(stats.t.ppf(0.975, n - 2)) * se
+        return cls(float(value), float(np.tanh(centre - margin)), float(np.tanh(centre + margin)), float(kept.std(ddof=1)), n)
+
+    @classmethod
     def of_mean(cls, values: Float[np.ndarray, " units"]) -> Self:
         """Mean of independent units, with Student's interval: that of a bootstrap is too narrow for a dozen of them."""
         n, value = len(values), float(np.mean(values))

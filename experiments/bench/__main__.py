@@ -3,7 +3,10 @@
 import importlib
 import sys
 
-BENCHMARKS = {"ask": "Exact scoring of choices and ratings, against plain forward passes and lm-evaluation-harness."}
+BENCHMARKS = {
+    "ask": "Exact scoring of choices and ratings, against plain forward passes and lm-evaluation-harness.",
+    "fit": "Fitting utilities, against choix and a plain PyTorch fit of a sigma per task; and how cost grows.",
+}
 
 
 def main(arguments: list[str]) -> int:

@@ -72,7 +72,7 @@ def test_disjoint_pairs_share_no_task_and_all_pairs_are_all():
     assert len(all_pairs(ids(7))) == 21
     with pytest.raises(ValueError, match="occurs twice"):
         all_pairs(["a", "a"])
-    with pytest.raises(ValueError, match="two tasks; got 1"):
+    with pytest.raises(ValueError, match="this design 2; got 1"):
         disjoint_pairs(["a"])
 
 

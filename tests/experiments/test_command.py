@@ -67,7 +67,10 @@ def test_a_wrong_configuration_is_named_with_the_nearest_valid_key(tmp_path, tex
 def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
     (tmp_path / "c.yaml").write_text("per_origin: 5\nseed: 7\nsteer: {n_random: 3, doses: [-0.1, 0.1]}\n")
     settings = parse_settings(
-        "demo", DemoSettings, ["--config", str(tmp_path / "c.yaml"), "--per-origin", "6", "--steer.layers", "0.3", "12"]
+        "demo",
+        DemoSettings,
+        ["--config", str(tmp_path / "c.yaml"), "--per-origin", "6", "--steer.layers", "0.3", "12"],
+        "Demo.",
     )
     assert (settings.per_origin, settings.seed, settings.steer.n_random) == (6, 7, 3)
     assert settings.steer.layers == (0.3, 12) and settings.steer.doses == (-0.1, 0.0, 0.1)
