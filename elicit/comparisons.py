@@ -101,9 +101,8 @@ class Comparisons:
         place = np.cumsum(met) - 1
         first, second = place[first[counted]], place[second[counted]]
         kept = [str(name) for name in names[met]]
-        asked = {
-            str(name) for name in (names if task_ids is not None else pd.concat([table["first"], table["second"]]).unique())
-        }
+        everyone = names if task_ids is not None else pd.concat([table["first"], table["second"]]).unique()
+        unanswered = {str(name) for name in everyone}.difference(kept) if len(everyone) > len(kept) else set()
         return cls._added_up(
             tuple(kept),
             (first, second),
@@ -111,7 +110,7 @@ class Comparisons:
             {
                 "answers": len(table),
                 "outcomes": {str(name): int(count) for name, count in outcomes.items()},
-                "unanswered": tuple(sorted(asked.difference(kept))),
+                "unanswered": tuple(sorted(unanswered)),
             },
         )
 

@@ -24,6 +24,8 @@ from store.estimates import Estimate
 
 _DENSE = 3000
 """Up to so many parameters, standard errors come from a dense inverse; beyond, from draws."""
+_TEST_TOLERANCE = 1e-7
+"""Of the gradient, for a likelihood: its error is the square of that."""
 _LARGE_POSITION = 10.0
 """Standard deviation of a prior on the position term, in logits, where one place always wins and it has no finite value."""
 _NULL = 1e-10
@@ -311,7 +313,7 @@ def _fit_curve(estimator: Any, cells: Comparisons, cell_loss: CellLoss, link: Li
             draws, failed = draws[known], failed + known.count(False)
         # Refits are pulled in once more than the fit itself: their spread is taken, not their place.
         draws = draws + (parameters - draws.mean(axis=0)) if len(draws) else draws
-        draws = draws + _bias_draws(loss, loss.curvature(parameters, weights), len(draws), estimator.seed)
+        draws = draws + _bias_draws(loss, parameters, weights, len(draws), estimator.seed)
     elif estimator.errors == "hessian":
         draws, se = _hessian_draws(estimator, loss, cells, parameters)
     position = _nothing(cells)
@@ -323,7 +325,7 @@ def _fit_curve(estimator: Any, cells: Comparisons, cell_loss: CellLoss, link: Li
             position = Estimate(parameters[n], parameters[n] - margin, parameters[n] + margin, float(se[n]), cells.n_pairs)
         if cells.sampled:
             without = loss_of(False, precision)
-            reduced, _ = without.minimise(weights[:, None], parameters[:n])
+            reduced, _ = without.minimise(weights[:, None], parameters[:n], _TEST_TOLERANCE)
             gain = without.value(reduced[:, 0], weights) - loss.value(parameters, weights)
             test = LikelihoodRatio.of(gain)
     eta = loss.design @ parameters
@@ -413,17 +415,20 @@ def _hessian_draws(
     return draws, np.sqrt(np.maximum(np.diag(covariance), 0))
 
 
-def _bias_draws(loss: PairLoss, curvature: np.ndarray, resamples: int, seed: int) -> Float[np.ndarray, "resamples parameters"]:
+def _bias_draws(
+    loss: PairLoss, parameters: np.ndarray, weights: np.ndarray, resamples: int, seed: int
+) -> Float[np.ndarray, "resamples parameters"]:
     """What the prior's pull may be off by, as draws.
 
-    The bootstrap sees the spread of the fit, H^-1 J H^-1 with J the information of the answers, and not that the prior pulls
-    it in. Under the prior that has variance H^-1 P H^-1, P being its precision; both add up to the posterior's H^-1.
+    The bootstrap sees the spread of the fit and not that the prior pulls it in, by H^-1 P u with P the prior's precision. That
+    is drawn for utilities u as wide as the fitted ones; were they as wide as the prior, and answers independent, both would
+    add up to the posterior's H^-1.
     """
     if not loss.precision.any():
         return np.zeros((resamples, len(loss.precision)))
     random = np.random.default_rng([seed, 2])
-    pull = np.sqrt(loss.precision)[:, None] * random.normal(size=(len(loss.precision), resamples))
-    return loss.solve_at(curvature, pull, 1e-6).T
+    utilities = parameters[: loss.n_tasks].std() * random.normal(size=(len(loss.precision), resamples))
+    return loss.solve_at(loss.curvature(parameters, weights), loss.precision[:, None] * utilities, 1e-6).T
 
 
 def _precision(prior_sd: float | None, cells: Comparisons) -> float:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,7 @@ from elicit import BradleyTerry, LeastSquares, Utilities, agreement, hold_out, h
 from elicit.active import Stop, learn
 from elicit.adaptive import Brackets, Design, InformationGain, PercentileRule, RandomMatching
 from elicit.designs import Pair
+from elicit.reliability import HoldOut
 from experiments import figures as plots
 from experiments.findings import Finding
 from experiments.frozen import FrozenTable
@@ -171,6 +172,7 @@ def _covered(utilities: Utilities, truth: Float[np.ndarray, " tasks"], left: flo
     return float(((utilities.values - below <= truth) & (truth <= utilities.values + above)).mean())
 
 
+Null = Literal["content", "signs", "position"]
 Claim = Callable[[pd.DataFrame, np.random.Generator], float]
 """From comparisons without an effect to the share of claims that there is one."""
 
@@ -178,19 +180,21 @@ Claim = Callable[[pd.DataFrame, np.random.Generator], float]
 def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> pd.DataFrame:
     """How often each claim is made where there is nothing to claim."""
     degree = 12 if len(table.task_ids) > 13 else 4
-    claims: dict[str, tuple[Claim, bool]] = {
-        "a task's utility differs from zero": (_claims_utility, True),
-        "hold-out accuracy differs from chance": (_claims_prediction, True),
-        "position bias differs from zero": (_claims_position, False),
-        "position term, likelihood ratio (sampled)": (_claims_position_term, False),
-        "two measures agree": (_claims_agreement, True),
+    claims: dict[str, tuple[Claim, Null]] = {
+        "a task's utility differs from zero": (_claims_utility, "content"),
+        "the same, each pair keeping its size": (_claims_utility, "signs"),
+        "hold-out correlation differs from zero": (_claims_correlation, "content"),
+        "hold-out accuracy differs from chance": (_claims_accuracy, "content"),
+        "position bias differs from zero": (_claims_position, "position"),
+        "position term, likelihood ratio (sampled)": (_claims_position_term, "position"),
+        "two measures agree": (_claims_agreement, "content"),
     }
 
     def claim(number: int) -> list[float]:
         random = np.random.default_rng([settings.seed, 1, number])
         pairs = regular_pairs(table.task_ids, degree, int(random.integers(2**31)))
         answers = table.answers(pairs)
-        return [function(_without(answers, random, content=content), random) for function, content in claims.values()]
+        return [function(_without(answers, random, null), random) for function, null in claims.values()]
 
     made = np.array(spread_out(claim, [(number,) for number in range(settings.n_nulls)], settings.n_jobs, "false positives"))
     return pd.DataFrame(
@@ -198,16 +202,19 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
     )
 
 
-def _without(answers: pd.DataFrame, random: np.random.Generator, *, content: bool) -> pd.DataFrame:
-    """The answers with the contents of pairs (or their position effects) shuffled over pairs, each with a random sign.
+def _without(answers: pd.DataFrame, random: np.random.Generator, null: Null) -> pd.DataFrame:
+    """The answers without an effect: contents of pairs, or their position effects, shuffled over pairs with random signs.
 
-    Answers come as pairs of orders.
+    With `signs` each pair keeps the size of its content. Answers come as pairs of orders.
     """
     logit = answers["logit"].to_numpy(dtype=float).reshape(-1, 2)
     preference, position = (logit[:, 0] - logit[:, 1]) / 2, (logit[:, 0] + logit[:, 1]) / 2
     sign = random.choice([-1.0, 1.0], size=len(logit))
-    shuffled = random.permutation(len(logit))
-    preference, position = (sign * preference[shuffled], position) if content else (preference, sign * position[shuffled])
+    shuffled = np.arange(len(logit)) if null == "signs" else random.permutation(len(logit))
+    if null == "position":
+        position = sign * position[shuffled]
+    else:
+        preference = sign * preference[shuffled]
     changed = np.stack([position + preference, position - preference], axis=1).ravel()
     return answers.assign(logit=changed, p_first=special.expit(changed))
 
@@ -217,12 +224,21 @@ def _claims_utility(answers: pd.DataFrame, random: np.random.Generator) -> float
     return float(((labels["low"] > 0) | (labels["high"] < 0)).mean())
 
 
-def _claims_prediction(answers: pd.DataFrame, random: np.random.Generator) -> float:
+def _claims_correlation(answers: pd.DataFrame, random: np.random.Generator) -> float:
+    correlation = _held_out(answers, random).correlation
+    return float(correlation is not None and correlation.differs_from(0))
+
+
+def _claims_accuracy(answers: pd.DataFrame, random: np.random.Generator) -> float:
+    return float(_held_out(answers, random).accuracy.differs_from(0.5))
+
+
+def _held_out(answers: pd.DataFrame, random: np.random.Generator) -> HoldOut:
     pairs: list[Pair] = list(zip(answers["first"][::2], answers["second"][::2], strict=True))
     _, held = hold_out(pairs, 0.25, int(random.integers(2**31)))
     aside = np.repeat([pair in set(held) for pair in pairs], 2)
     fitted = LeastSquares(errors="none").fit(answers[~aside])
-    return float(hold_out_accuracy(fitted, answers[aside], resamples=500).accuracy.differs_from(0.5))
+    return hold_out_accuracy(fitted, answers[aside], resamples=500)
 
 
 def _claims_position(answers: pd.DataFrame, random: np.random.Generator) -> float:

@@ -76,14 +76,14 @@ def position_finding(bias: PositionBias) -> Finding:
 def hold_out_finding(held_out: HoldOut) -> Finding:
     """How well utilities predict unseen pairs."""
     ceiling, correlation = held_out.accuracy_ceiling, held_out.correlation
-    most = (
-        f"; {100 * ceiling:.0f} % would be the most, since pairs differ in more than their tasks" if ceiling == ceiling else ""
+    known = (
+        f"; true utilities would get {100 * ceiling:.0f} %, as pairs differ in more than tasks" if ceiling == ceiling else ""
     )
     also = f"; predicted and measured log-odds correlate at {plain(correlation)}" if correlation else ""
     return Finding(
         "Hold-out",
         f"Utilities fitted to the other pairs predict the preferred task in {plain(held_out.accuracy, percent=True)} of "
-        f"{held_out.accuracy.n} held-out pairs (50 % by chance{most}){also}."
+        f"{held_out.accuracy.n} held-out pairs (50 % by chance{known}){also}."
         + null_note(held_out.accuracy, "better prediction than chance", null=0.5),
         "hold_out",
     )

@@ -13,6 +13,7 @@ from scipy import special
 
 from elicit.comparisons import Comparisons
 from elicit.pairs import order_averages, uncentred_correlation
+from elicit.rates import rate
 from elicit.utilities import Utilities
 from store.estimates import Estimate
 
@@ -26,13 +27,15 @@ _TENTHS = 10
 class HoldOut:
     """How well fitted utilities predict pairs that they were not fitted to; intervals by bootstrap over those pairs.
 
+    That of the accuracy of exact answers is Wilson's, which does not close up when all pairs are predicted.
+
     Attributes
     ----------
     accuracy
         Share of what was chosen that was predicted (.5 by chance): of held-out pairs with orders averaged where answers are
         exact, of held-out answers, order effects included, where they are sampled.
     accuracy_ceiling
-        The accuracy of the true utilities, which no fit can beat. Exact answers: from the share of the held-out variance
+        The accuracy that the true utilities would have, as an estimate. Exact answers: from the share of the held-out variance
         that is not pair-specific, .5 + arcsin(sqrt(share)) / pi (the sign agreement of two normal variables, Sheppard 1899).
         Sampled ones: the mean probability of the likelier side, if the fitted model were true.
     correlation
@@ -133,7 +136,7 @@ def _exact(utilities: Utilities, comparisons: pd.DataFrame, resamples: int, seed
         return Estimate.from_draws(float(values.mean()), values[draws].mean(-1), n)
 
     return HoldOut(
-        accuracy=mean(right),
+        accuracy=rate(float(right.sum()), n),
         accuracy_ceiling=0.5 + math.asin(math.sqrt(share)) / math.pi if share == share else math.nan,
         correlation=Estimate.of_correlation(
             float(uncentred_correlation(predicted, measured)), uncentred_correlation(predicted[draws], measured[draws]), n

@@ -140,7 +140,7 @@ def _adam(tasks: int, first: np.ndarray, second: np.ndarray, won: np.ndarray) ->
     """Fit a mean and a spread per task by gradient descent, as the utility-engineering literature does."""
     import torch
 
-    one, other = torch.from_numpy(first), torch.from_numpy(second)
+    one, other = torch.tensor(first), torch.tensor(second)
     target = torch.tensor(won, dtype=torch.float32)
     means, log_sigmas = torch.zeros(tasks, requires_grad=True), torch.zeros(tasks, requires_grad=True)
     optimiser = torch.optim.Adam([means, log_sigmas], lr=_LEARNING_RATE)

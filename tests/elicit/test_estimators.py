@@ -827,7 +827,8 @@ def test_perfect_predictions_are_always_right_and_lose_no_more_than_the_floor():
     fitted_pairs, held = hold_out(all_pairs(ids(20)), 0.3)
     fitted = LeastSquares().fit(exact(utilities, fitted_pairs, position=0.6))
     score = hold_out_accuracy(fitted, exact(utilities, held, position=0.6))
-    assert score.accuracy.value == score.accuracy.low == score.accuracy.high == 1
+    assert score.accuracy.value == score.accuracy.high == 1
+    assert score.accuracy.low == pytest.approx(len(held) / (len(held) + 1.96**2), abs=1e-4), "Wilson's"
     assert score.accuracy_ceiling == pytest.approx(1, abs=1e-4)
     assert score.log_loss.value == pytest.approx(score.floor_log_loss, abs=1e-9)
     assert score.correlation.value == pytest.approx(1) and score.accuracy.n == len(held)

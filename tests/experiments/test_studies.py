@@ -113,7 +113,7 @@ def test_a_study_writes_its_tables_figures_and_summary(tmp_path):
     result = calibration.run(settings)
     assert [finding.name for finding in result.findings] == ["Coverage", "False positives", "Designs"]
     rates = pd.read_parquet(tmp_path / "tables" / "false_positives.parquet")
-    assert (rates["rate"] < 0.25).all() and len(rates) == 5
+    assert (rates["rate"] < 0.25).all() and len(rates) == 7
     assert "What was asked" not in (tmp_path / "report.html").read_text()
     assert json.loads((tmp_path / "summary.json").read_text())["model"]["name"] == "smollm2-135m"
 
