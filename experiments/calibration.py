@@ -117,8 +117,9 @@ def run(settings: CalibrationSettings) -> Result:
             "designs were drawn from the table and fitted. Their exact answers are a sample without replacement from a finite "
             "population, so deviations are shrunk by the root of one less the sampling fraction; sampled answers, drawn once "
             "from the exact probability of each order, are not. False positives: the contents of pairs shuffled over pairs "
-            "with random signs (no task is worth more than another), position effects likewise (no position bias), or tasks "
-            f"permuted, {settings.n_nulls} times. Designs: {settings.n_seeds} seeds, exact answers, both orders."
+            "with random signs (no task is worth more than another), position effects likewise (no bias on average; for the "
+            f"likelihood ratio, none at all), or tasks permuted, {settings.n_nulls} times. Designs: {settings.n_seeds} seeds, "
+            "exact answers, both orders."
         ),
         summary={
             "coverage": coverage.to_dict("records"),
@@ -172,7 +173,7 @@ def _covered(utilities: Utilities, truth: Float[np.ndarray, " tasks"], left: flo
     return float(((utilities.values - below <= truth) & (truth <= utilities.values + above)).mean())
 
 
-Null = Literal["content", "signs", "position"]
+Null = Literal["content", "signs", "position", "no position"]
 Claim = Callable[[pd.DataFrame, np.random.Generator], float]
 """From comparisons without an effect to the share of claims that there is one."""
 
@@ -186,7 +187,7 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
         "hold-out correlation differs from zero": (_claims_correlation, "content"),
         "hold-out accuracy differs from chance": (_claims_accuracy, "content"),
         "position bias differs from zero": (_claims_position, "position"),
-        "position term, likelihood ratio (sampled)": (_claims_position_term, "position"),
+        "position term, likelihood ratio (sampled)": (_claims_position_term, "no position"),
         "two measures agree": (_claims_agreement, "content"),
     }
 
@@ -194,7 +195,11 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
         random = np.random.default_rng([settings.seed, 1, number])
         pairs = regular_pairs(table.task_ids, degree, int(random.integers(2**31)))
         answers = table.answers(pairs)
-        return [function(_without(answers, random, null), random) for function, null in claims.values()]
+        made = []
+        for column, (function, null) in enumerate(claims.values()):
+            own = np.random.default_rng([settings.seed, 2, number, column])
+            made.append(function(_without(answers, own, null), own))
+        return made
 
     made = np.array(spread_out(claim, [(number,) for number in range(settings.n_nulls)], settings.n_jobs, "false positives"))
     return pd.DataFrame(
@@ -205,13 +210,16 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
 def _without(answers: pd.DataFrame, random: np.random.Generator, null: Null) -> pd.DataFrame:
     """The answers without an effect: contents of pairs, or their position effects, shuffled over pairs with random signs.
 
-    With `signs` each pair keeps the size of its content. Answers come as pairs of orders.
+    With `signs` each pair keeps the size of its content; with `no position` there is none, for any pair. Answers come as
+    pairs of orders.
     """
     logit = answers["logit"].to_numpy(dtype=float).reshape(-1, 2)
     preference, position = (logit[:, 0] - logit[:, 1]) / 2, (logit[:, 0] + logit[:, 1]) / 2
     sign = random.choice([-1.0, 1.0], size=len(logit))
     shuffled = np.arange(len(logit)) if null == "signs" else random.permutation(len(logit))
-    if null == "position":
+    if null == "no position":
+        position = np.zeros_like(position)
+    elif null == "position":
         position = sign * position[shuffled]
     else:
         preference = sign * preference[shuffled]
