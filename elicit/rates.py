@@ -22,6 +22,7 @@ def rate(successes: float, n: int) -> Estimate:
         raise ValueError(f"{successes:g} successes of {n}; expected at least one unit and no more successes than units.")
     low, high = (float(np.asarray(bound)) for bound in proportion_confint(successes, n, method="wilson"))
     share = successes / n
+    low, high = min(low, share), max(high, share)  # rounding leaves out a share of all
     return Estimate(share, low, high, math.sqrt(share * (1 - share) / n), n)
 
 

@@ -79,9 +79,7 @@ class FrozenTable:
         table = cls(stored.to_pandas(), meta["origins"], meta["provenance"])
         n = len(table.task_ids)
         if len(table.comparisons) != n * (n - 1):
-            raise ValueError(
-                f"{path} has {len(table.comparisons)} answers about {n} tasks; expected every pair in both orders."
-            )
+            raise ValueError(f"{path} has {len(table.comparisons)} answers about {n} tasks; expected all pairs in both orders.")
         return table
 
     def write(self, path: Path) -> None:
