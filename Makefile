@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# One worker a core; each holds a copy of the embedded model, hence no more than four.
+SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-all lint clean
 
@@ -10,10 +12,10 @@ demo: $(INSTALLED)
 	$(BIN)/penchant demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-all: lint
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ''
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

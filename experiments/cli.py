@@ -33,6 +33,8 @@ COMMANDS = {
     "list": "Name every experiment.",
     "preflight": "Say whether a model can answer the templates: penchant preflight MODEL.",
     "templates": "List, show and check wordings: penchant templates show choice:would_rather,language=fr.",
+    "capture": "Cache residual streams of tasks in an activation store: penchant capture --out acts.h5.",
+    "store": "What an activation store holds, and the way out of it: penchant store info acts.h5.",
     "log": "What a measurement log holds: penchant log summary runs/demo/measurements.sqlite.",
     "freeze": "Ask every pair of some tasks once, and keep the answers as a table: penchant freeze --table mine.parquet.",
     "inspect": "Show one answer of a log, token by token: penchant inspect KEY --log runs/demo/measurements.sqlite.",

@@ -11,8 +11,7 @@ from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.setup import Setup
 from experiments.steering import Steered, SteerSettings, split_tasks, steer
-from interp import LocalModel, capture
-from interp.capture import check_capturable
+from interp import LocalModel, Positions, capture
 from interp.layers import LayerSpec
 from store import ActivationStore
 
@@ -46,7 +45,11 @@ def go_round(settings: LoopSettings, layers: Sequence[LayerSpec], positions: Seq
     # What only the model can tell to be wrong is told before anything is asked.
     positions = list(dict.fromkeys([*positions, settings.steer.position]))
     model.layers([*layers, *settings.steer.layers])
-    check_capturable(positions)
+    if several := [str(each) for each in Positions.parse_all(positions) if not each.has_one_row]:
+        raise ValueError(
+            f"The positions {several} have a row for every token (a name without _mean, _last or _first is all of a span); "
+            "probes and directions need one row a task. Name a reduction: task_mean, task_last."
+        )
     split_tasks(tasks, settings.steer.train_share, settings.seed)
     preferences = measure_preferences(model, tasks, settings.elicit, run)
     store = cache_activations(model, tasks, [*layers, *settings.steer.layers], positions, run)

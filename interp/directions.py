@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from interp.probe import fit_probe
+from interp.probe import fit_probe, task_rows
 from store.activations import ActivationStore
 from store.directions import Direction
 from store.labels import check_labels
@@ -26,7 +26,7 @@ def difference_of_means(
         raise ValueError(f"Difference of means of {len(above)} and {len(below)} tasks; expected some in both groups.")
     if shared := sorted(set(above) & set(below)):
         raise ValueError(f"Tasks {shared[:5]} are in both groups; a difference of means needs two groups apart.")
-    means = [store.load(layer, position, tasks).astype(np.float64).mean(axis=0) for tasks in (above, below)]
+    means = [task_rows(store, layer, position, tasks).astype(np.float64).mean(axis=0) for tasks in (above, below)]
     return Direction.from_vector(
         means[0] - means[1],
         layer,

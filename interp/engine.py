@@ -4,6 +4,7 @@ Batches are cut by a token budget, halved when memory runs out. Where one prompt
 below the first steered layer run once for all of them.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,8 +13,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from interp.backends.hf import Gather, HFBackend
+from interp.backends.protocol import Backend, Gather
 from interp.batches import Layout, TokenIds, distinguished, lay_out, plan
+from interp.budget import find_token_budget
 from interp.generation import generate
 from interp.rendering import Rendered
 from interp.scoring import OptionTree, gather_log_probs
@@ -22,6 +24,12 @@ from store.records import Sampling
 
 _SEQUENCES_PER_BATCH = 256
 """Bounds the logits of a batch, sequences x vocabulary."""
+_TRIAL_PAYS_FROM = 50
+"""The token budget is tried out where the work is so many batches of the default."""
+_TRIAL_FROM = 8
+"""The trial begins at the default budget divided by this."""
+_TRIAL_BLOCKS = 4
+_TRIAL_SEQUENCE = 128
 _TRUNK_MUST_COST = 0.9
 """Blocks below a steered layer are run apart where the whole then costs at most this share of running it in one."""
 
@@ -49,12 +57,43 @@ class Engine:
         How sequences are laid out.
     token_budget
         Most tokens in a batch, shared ones counted once; lowered when memory runs out.
+    try_budgets
+        Whether `settle_token_budget` may choose another.
     """
 
-    def __init__(self, backend: HFBackend, layout: Layout, token_budget: int) -> None:
+    def __init__(self, backend: Backend, layout: Layout, token_budget: int, *, try_budgets: bool = False) -> None:
         self.backend = backend
         self.layout: Layout = layout
         self.token_budget = token_budget
+        self._try_budgets = try_budgets
+
+    def settle_token_budget(self, work: int) -> None:
+        """Find by trial how many tokens a batch should have on this device, if `work` (in tokens) is worth it; once."""
+        if not self._try_budgets or work < _TRIAL_PAYS_FROM * self.token_budget:
+            return
+        self._try_budgets = False
+        layer = min(_TRIAL_BLOCKS, self.backend.n_layers) - 1
+        vocabulary = self.backend.vocabulary_size
+        random = np.random.default_rng(0)
+
+        def tokens_per_second(budget: int) -> float | None:
+            sequences = list(random.integers(0, vocabulary, (max(1, budget // _TRIAL_SEQUENCE), _TRIAL_SEQUENCE)))
+            batch = lay_out(sequences, [np.zeros_like(each) for each in sequences], self.layout)
+            last = torch.tensor([rows[-1] for rows in batch.rows])
+            started = time.perf_counter()
+            try:
+                found = self.backend.run(batch, gathers={layer: lambda rows: rows[last.to(rows.device)]}).residuals[layer]
+                found.cpu()  # waits for the device
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                _release_memory()
+                return None
+            return batch.token_ids.size / (time.perf_counter() - started)
+
+        smallest = max(_TRIAL_SEQUENCE, self.token_budget // _TRIAL_FROM)
+        tokens_per_second(smallest)  # the first pass sets things up
+        self.token_budget = find_token_budget(tokens_per_second, smallest)
 
     def score(self, jobs: Sequence[Job], trees: Sequence[OptionTree], done: Callable[[int, dict[str, float]], None]) -> None:
         """Read the option log-probabilities of every job; `done(number, log_probs)` hears of each, batch by batch."""
@@ -167,7 +206,9 @@ class Engine:
         layout: Layout | None = None,
     ) -> None:
         """Run groups batch by batch; on running out of memory, halve the batch and the budget and go on."""
-        pending = list(plan(groups, layout or self.layout, self.token_budget, _SEQUENCES_PER_BATCH))[::-1]
+        batches = plan(groups, layout or self.layout, self.token_budget, _SEQUENCES_PER_BATCH)
+        # The batch with the longest sequence goes first: what does not fit is met at the start.
+        pending = sorted(batches, key=lambda numbers: max(len(each) for number in numbers for each in groups[number]))
         while pending:
             numbers = pending.pop()
             try:
@@ -176,8 +217,7 @@ class Engine:
                 if not _is_out_of_memory(error) or len(numbers) == 1:
                     raise
                 self.token_budget = max(1, self.token_budget // 2)
-                if torch.cuda.is_available():
-                    torch.cuda.empty_cache()
+                _release_memory()
                 half = len(numbers) // 2
                 pending += [numbers[half:], numbers[:half]]
 
@@ -191,7 +231,7 @@ class Engine:
         resume = None
         if edits and batch.packing is not None:
             trunk = lay_out(sequences, [np.zeros_like(codes) for codes in treatments], self.layout)
-            below, blocks = min(edits) + 1, len(self.backend.blocks)
+            below, blocks = min(edits) + 1, self.backend.n_layers
             together, apart = batch.token_ids.size * blocks, trunk.token_ids.size * below
             apart += batch.token_ids.size * (blocks - below)
             if apart <= _TRUNK_MUST_COST * together:
@@ -208,14 +248,23 @@ def _mean_rows(wanted: Sequence[Int[np.ndarray, " tokens"]]) -> Gather:
     """Make a gather that averages each set of flat rows, in float32 and on the device."""
     rows = torch.from_numpy(np.concatenate(wanted))
     owner = torch.from_numpy(np.repeat(np.arange(len(wanted)), [len(each) for each in wanted]))
-    size = torch.tensor([len(each) for each in wanted], dtype=torch.float32)
+    size = torch.tensor([len(each) for each in wanted], dtype=torch.float32)[:, None]
+    placed: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}  # copied once, not for every layer
 
     def gather(residual: Tensor) -> Tensor:
-        picked = residual[rows.to(residual.device)].float()
-        sums = torch.zeros(len(wanted), residual.shape[-1], device=residual.device)
-        return sums.index_add_(0, owner.to(residual.device), picked) / size.to(residual.device)[:, None]
+        device = residual.device
+        if device not in placed:
+            placed[device] = (rows.to(device), owner.to(device), size.to(device))
+        index, into, count = placed[device]
+        sums = torch.zeros(len(wanted), residual.shape[-1], device=device)
+        return sums.index_add_(0, into, residual[index].float()) / count
 
     return gather
+
+
+def _release_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from interp.backends.hf import HFBackend
+from interp.backends.protocol import Backend
 from interp.batches import Layout, lay_out
 from interp.rendering import Rendered
 from interp.steering import Intervention, TreatmentTable
@@ -18,7 +18,7 @@ _LEFT: Layout = "left"
 
 @torch.inference_mode()
 def generate(
-    backend: HFBackend,
+    backend: Backend,
     prompts: Sequence[Rendered],
     sampling: Sampling,
     draws: Sequence[int],
@@ -50,7 +50,7 @@ def generate(
     batch = lay_out([prompt.token_ids for prompt in prompts], [codes[:-1] for codes in treatments], _LEFT)
     assert batch.attention_mask is not None
     later_edits = table.edits(np.array([[codes[-1]] for codes in treatments]))
-    device = backend.model.get_input_embeddings().weight.device
+    device = backend.device
     token_ids = torch.from_numpy(batch.token_ids).to(device)
     position_ids = torch.from_numpy(batch.position_ids).to(device)
     attention_mask = torch.from_numpy(batch.attention_mask.astype(np.int64)).to(device)
@@ -61,15 +61,7 @@ def generate(
     drawn: list[Tensor] = []
     edits = table.edits(batch.treatments)
     for _ in range(sampling.max_new_tokens):
-        with backend.edited(edits):
-            logits = backend.model(
-                input_ids=token_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            ).logits[:, -1]
+        logits = backend.step(token_ids, attention_mask=attention_mask, position_ids=position_ids, cache=cache, edits=edits)
         chosen = draw_tokens(logits, sampling, generators)
         finished = finished | torch.isin(chosen, ends)
         drawn.append(torch.where(finished, -1, chosen))

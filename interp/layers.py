@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from store.activations import EMBED, layer_name
+from store.layout import EMBED, layer_name
 
 LayerSpec = int | float | str
 

@@ -11,9 +11,10 @@ from scipy import stats
 from tqdm import tqdm
 
 from interp.ridge import DEFAULT_ALPHAS, Ridge, cross_predict, grouped_folds
-from store.activations import ActivationStore, layer_name
+from store.activations import ActivationStore
 from store.directions import Probe
 from store.labels import check_labels
+from store.layout import layer_name
 
 RESIDUAL = "residual"
 _RANDOM_DRAWS = 9
@@ -93,7 +94,7 @@ def probe_sweep(
     """
     labels = check_labels(labels)
     layers = store.header.layers if layers is None else layers
-    positions = store.header.positions if positions is None else positions
+    positions = [each for each in store.header.positions if each not in store.by_token] if positions is None else positions
     grid = [(layer, position) for layer in layers for position in positions]
     rows: list[dict[str, Any]] = []
     predictions: list[pd.DataFrame] = []
@@ -109,7 +110,7 @@ def probe_sweep(
             }
             strongest = max(baselines, key=lambda name: baselines[name].scores["r2"])
             for layer, position in grid:
-                scored = split.score(store.load(layer, position, task_ids), alphas)
+                scored = split.score(task_rows(store, layer, position, task_ids), alphas)
                 gain = split.gain(scored, baselines[strongest]) | {"strongest_baseline": strongest}
                 rows.append(
                     {"features": RESIDUAL, "layer": layer, "position": position, "target": target} | scored.scores | gain
@@ -126,6 +127,24 @@ def probe_sweep(
     return ProbeSweep(table, pd.concat(predictions, ignore_index=True), max_null)
 
 
+def task_rows(store: ActivationStore, layer: int, position: str, tasks: Sequence[str]) -> Float[np.ndarray, "tasks d_model"]:
+    """Read one row a task.
+
+    Raises
+    ------
+    ValueError
+        The position has a row for every token.
+    KeyError
+        The store lacks a row.
+    """
+    if position in store.by_token:
+        raise ValueError(
+            f"{position!r} has a row for every token; a probe or a direction needs one a task. Capture a reduction such as "
+            f"{position}_mean, or average rows of store.load yourself."
+        )
+    return store.load(layer, position, tasks)
+
+
 def fit_probe(
     store: ActivationStore,
     labels: pd.DataFrame,
@@ -137,7 +156,7 @@ def fit_probe(
     labels = check_labels(labels)
     target = _single_target(labels)
     values = _varying(labels, target)[:, None]
-    ridge = Ridge.decompose(store.load(layer, position, labels["task_id"].tolist()))
+    ridge = Ridge.decompose(task_rows(store, layer, position, labels["task_id"].tolist()))
     alpha = ridge.choose_alphas(values, alphas)
     weights, intercepts = ridge.weights(values, alpha)
     return Probe(

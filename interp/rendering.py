@@ -26,16 +26,18 @@ _PLAIN_TEMPLATE = (
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
 )
 """For models without a chat template."""
+COMPLETION = "completion"
+"""Name of the span that a completion becomes."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rendered:
-    """A Question as the model reads it.
+    """A Question as the model reads it, and perhaps an answer given to it.
 
     Attributes
     ----------
     text
-        The whole prompt, prefill included.
+        All of it, prefill and completion included.
     token_ids
         Its tokens.
     n_prompt
@@ -44,6 +46,12 @@ class Rendered:
         True for ordinary tokens; False for special tokens and for the first token, which serves as attention sink.
     spans
         Token range `start, end` of every named span.
+    turns
+        Token range of the content of every message.
+    end_of_turn
+        Index of the token that ends the last message, if the chat template writes one.
+    n_completion
+        Number of tokens of the completion, which come last.
     system
         How the system prompt got in: `template default`, `system turn`, `first user turn` or `none`.
     """
@@ -53,12 +61,15 @@ class Rendered:
     n_prompt: int
     content: Bool[np.ndarray, " tokens"]
     spans: Mapping[str, tuple[int, int]]
+    turns: tuple[tuple[int, int], ...]
+    end_of_turn: int | None
+    n_completion: int
     system: str
 
     @property
     def decision(self) -> int:
         """Index of the decision token: its output is the first answer token."""
-        return len(self.token_ids) - 1
+        return len(self.token_ids) - self.n_completion - 1
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,19 @@ class Renderer:
         """Where this template puts a system prompt: `system turn` or `first user turn`."""
         return self._skeleton(("user",), True, False).system
 
-    def render(self, question: Question) -> Rendered:
-        """Render a Question and locate its spans.
+    def render(self, question: Question, completion: str | None = None) -> Rendered:
+        """Render a Question, and an answer given to it, and locate its spans.
+
+        Parameters
+        ----------
+        completion
+            What the respondent said after prompt and prefill; its tokens become the span `completion`. Like a task, it is
+            text: the name of a special token inside it becomes plain characters.
 
         Raises
         ------
         ValueError
-            A span holds no token.
+            A span or the completion holds no token.
         """
         contents = [message.content for message in question.messages]
         roles = tuple(message.role for message in question.messages)
@@ -140,18 +157,37 @@ class Renderer:
             first, last = ranges[number]
             shift = first - dropped[number]
             start, end = max(first, shift + span.start), min(last, shift + span.end)
-            inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start)) if start < end else []
-            if not len(inside):
+            found = _tokens_between(offsets, start, end)
+            if found[0] == found[1]:
                 raise ValueError(
                     f"Span {span.name!r} holds no token: characters {span.start}:{span.end} of message {span.message} "
                     "are white space that the chat template drops. Give the task some text."
                 )
-            spans[span.name] = (int(inside[0]), int(inside[-1]) + 1)
-        prefill_ids = self.tokens.continuation(text, question.prefill) if question.prefill else ()
-        all_ids = np.concatenate([token_ids, np.array(prefill_ids, dtype=np.int64)])
+            spans[span.name] = found
+        after = np.flatnonzero(np.isin(token_ids, self.end_of_turn_ids) & (offsets[:, 0] >= ranges[-1][1]))
+        prompt, text = text, text + question.prefill
+        added = list(self.tokens.continuation(prompt, question.prefill)) if question.prefill else []
+        n_asked = len(token_ids) + len(added)
+        if completion is not None:
+            if COMPLETION in spans:
+                raise ValueError(f"The question has a span {COMPLETION!r} of its own; rename it to read a completion too.")
+            added += self.tokens.continuation(text, completion, inert=True)
+            text += completion
+            spans[COMPLETION] = (n_asked, len(token_ids) + len(added))
+        all_ids = np.concatenate([token_ids, np.array(added, dtype=np.int64)])
         content_mask = ~np.isin(all_ids, self.tokens.special_ids)
         content_mask[0] = False
-        return Rendered(text + question.prefill, all_ids, len(token_ids), content_mask, spans, placed)
+        return Rendered(
+            text,
+            all_ids,
+            len(token_ids),
+            content_mask,
+            spans,
+            turns=tuple(_tokens_between(offsets, *ends) for ends in ranges[has_system:]),
+            end_of_turn=int(after[0]) if len(after) else None,
+            n_completion=len(all_ids) - n_asked,
+            system=placed,
+        )
 
     def decode(self, token_ids: Sequence[int], *, special: bool = False) -> str:
         """Text of tokens, with or without the special ones."""
@@ -209,3 +245,9 @@ class Renderer:
         text = self._apply(messages, thinking=False, add_generation_prompt=False)
         token_id = self.tokens.special_at_start(text.split(mark)[-1].lstrip())
         return () if token_id is None else (token_id,)
+
+
+def _tokens_between(offsets: Int[np.ndarray, "tokens 2"], start: int, end: int) -> tuple[int, int]:
+    """Range of the tokens that hold any of the characters `start:end`."""
+    inside = np.flatnonzero((offsets[:, 0] < end) & (offsets[:, 1] > start)) if start < end else np.empty(0, dtype=int)
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else (0, 0)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from interp.backends.hf import Edit
+from interp.backends.protocol import Edit
 from interp.positions import Positions
 from interp.rendering import Rendered
 from store.directions import SteeringVector

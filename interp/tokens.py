@@ -90,15 +90,21 @@ class Tokens:
                 )
         return self._with_one_bos(ids, offsets)
 
-    def continuation(self, prompt: str, text: str) -> tuple[int, ...]:
+    def continuation(self, prompt: str, text: str, *, inert: bool = False) -> tuple[int, ...]:
         """Tokens of `text` where it continues the rendered `prompt`, whose own tokens stay as they are.
+
+        Parameters
+        ----------
+        inert
+            The text was written by a model: names of special tokens in it are plain characters.
 
         Raises
         ------
         ValueError
             The text has no tokens.
         """
-        return self._cached_continuation(prompt[-_TAIL_CHARACTERS:], text)
+        tail = prompt[-_TAIL_CHARACTERS:]
+        return self._continuation(tail, text, True) if inert else self._cached_continuation(tail, text)
 
     def _with_one_bos(self, ids: TokenIds, offsets: Offsets) -> tuple[TokenIds, Offsets]:
         if self._bos is not None and len(ids) > 1 and ids[0] == ids[1] == self._bos:
@@ -128,14 +134,17 @@ class Tokens:
         ids, offsets = _encode(self._twin, "".join(pieces))
         return np.array([self._twin_ids.get(int(each), int(each)) for each in ids]), np.array(origin)[offsets]
 
-    def _continuation(self, tail: str, text: str) -> tuple[int, ...]:
+    def _continuation(self, tail: str, text: str, inert: bool = False) -> tuple[int, ...]:
         # If the text would merge with the prompt's last token, take its tokens after characters it does not merge with.
         for anchor in (tail, "\n", "a", ""):
             before = self._plain_ids(anchor)
-            both = self._plain_ids(anchor + text)
+            if inert and self._special_name.search(text):
+                both = self._encode_inert(anchor + text, [(len(anchor), len(anchor) + len(text))])[0].tolist()
+            else:
+                both = self._plain_ids(anchor + text)
             if both[: len(before)] == before and len(both) > len(before):
                 return tuple(both[len(before) :])
-        raise ValueError(f"The text {text!r} has no tokens; expected something to score or to prefill.")
+        raise ValueError(f"The text {text!r} has no tokens; expected something to score, to prefill or to read.")
 
     def _plain_ids(self, text: str) -> list[int]:
         return self._backend.encode(text, add_special_tokens=False).ids

@@ -1,11 +1,14 @@
 """What lasts: questions and answers, labels, activations, directions, and where each came from."""
 
-from store.activations import EMBED, ActivationStore, ActivationWriter, StoreHeader, layer_name
+from store.activations import ActivationStore
 from store.directions import Direction, Probe, SteeringVector
 from store.estimates import Estimate
+from store.exchange import export, import_npz, merge
 from store.labels import read_labels, write_labels
+from store.layout import EMBED, Slots, StoreHeader, layer_name
 from store.measurements import MeasurementLog
 from store.records import END_OF_TURN, Answer, Message, Option, Outcome, Question, Sampling, Span
+from store.writer import ActivationWriter
 
 __all__ = [
     "EMBED",
@@ -22,10 +25,14 @@ __all__ = [
     "Probe",
     "Question",
     "Sampling",
+    "Slots",
     "Span",
     "SteeringVector",
     "StoreHeader",
+    "export",
+    "import_npz",
     "layer_name",
+    "merge",
     "read_labels",
     "write_labels",
 ]

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
-from store.activations import layer_name
+from store.layout import layer_name
 from store.provenance import ModelIdentity, digest
 
 

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ def _feed(hasher: Any, value: Any) -> None:
         raise TypeError(f"Cannot digest a {type(value).__name__}; expected plain values, arrays or nestings of them.")
 
 
+@cache
 def stamp() -> dict[str, str]:
     """Versions of Python and of the packages that can change a number."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}

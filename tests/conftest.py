@@ -1,5 +1,7 @@
 """Models for the tests: the real embedded one, loaded once, and tiny random ones of several families, built in memory."""
 
+import os
+
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -12,12 +14,20 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    Olmo2Config,
+    Olmo2ForCausalLM,
     PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 from elicit import builtin_tasks
 from interp import LocalModel
 from store import Message, Option, Question, Span
+
+# Side by side, workers share the cores; threads that wait for one another would cost more than they bring.
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
@@ -31,6 +41,7 @@ GEMMA_LIKE = (
 )
 SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
 FAMILIES = ("llama", "gemma2", "gemma3", "gpt2")
+ALL_FAMILIES = (*FAMILIES, "qwen3", "olmo2")
 
 
 def tiny_tokenizer(chat_template: str | None) -> PreTrainedTokenizerFast:
@@ -64,6 +75,10 @@ def tiny_model(family: str, seed: int = 0) -> torch.nn.Module:
             return Gemma2ForCausalLM(Gemma2Config(**shared, **SHAPE, sliding_window=8, query_pre_attn_scalar=8))
         case "gemma3":
             return Gemma3ForCausalLM(Gemma3TextConfig(**shared, **SHAPE, sliding_window=8, query_pre_attn_scalar=8))
+        case "qwen3":
+            return Qwen3ForCausalLM(Qwen3Config(**shared, **SHAPE))
+        case "olmo2":
+            return Olmo2ForCausalLM(Olmo2Config(**shared, **{name: SHAPE[name] for name in SHAPE if name != "head_dim"}))
         case "gpt2":
             return GPT2LMHeadModel(
                 GPT2Config(vocab_size=500, n_embd=32, n_layer=4, n_head=4, n_positions=512, initializer_range=0.3)
@@ -71,10 +86,11 @@ def tiny_model(family: str, seed: int = 0) -> torch.nn.Module:
     raise ValueError(family)
 
 
-def tiny(family: str, *, layout: str = "auto", seed: int = 0) -> LocalModel:
+def tiny(family: str, *, backend: str = "hf", layout: str = "auto", seed: int = 0) -> LocalModel:
     """A tiny LocalModel; GPT-2 has no chat template, the Gemmas have no system role."""
-    template = {"llama": CHATML, "gemma2": GEMMA_LIKE, "gemma3": GEMMA_LIKE, "gpt2": None}[family]
-    return LocalModel(tiny_model(family, seed), tiny_tokenizer(template), name=f"tiny-{family}", layout=layout)
+    template = {"gemma2": GEMMA_LIKE, "gemma3": GEMMA_LIKE, "gpt2": None}.get(family, CHATML)
+    model, tokenizer = tiny_model(family, seed), tiny_tokenizer(template)
+    return LocalModel(model, tokenizer, name=f"tiny-{family}", backend=backend, layout=layout)
 
 
 @pytest.fixture(scope="session")

@@ -1,40 +1,23 @@
 """The reference backend: plain forward hooks on a transformers model."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from interp.backends.causal import CausalBackend, Stop, residual_hook, step_inputs
 from interp.backends.onednn import FastLinears
+from interp.backends.protocol import Edit, Gather, Run
 from interp.batches import Batch
-from interp.packing import ATTENTION
-from store.activations import EMBED
-
-Gather = Callable[[Tensor], Tensor]
-"""From all flat rows of a residual stream, `(rows, d_model)`, to what is kept of them; runs on the device."""
-
-Edit = Callable[[Tensor], Tensor]
-"""From a residual stream `(lines, columns, d_model)` to the edited one."""
+from interp.fingerprint import fingerprint_model
+from store import EMBED
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What one forward pass returned: gathered residuals by layer, and logits `(asked rows, vocabulary)`."""
-
-    residuals: dict[int, Tensor] = field(default_factory=dict)
-    logits: Tensor | None = None
-
-
-class _Stop(Exception):
-    """Raised inside a forward pass once everything asked for has been gathered."""
-
-
-class HFBackend:
+class HFBackend(CausalBackend):
     """Runs batches through a transformers causal language model.
 
     Parameters
@@ -51,16 +34,8 @@ class HFBackend:
     name = "hf"
 
     def __init__(self, model: Any) -> None:
-        self.model = model
-        self.config = model.config.get_text_config()
-        self.blocks = _find_blocks(model, self.config.num_hidden_layers)
+        super().__init__(model, fingerprint_model(model))
         self._fast_linears = FastLinears(model)
-        self._configs = list({id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values())
-
-    @property
-    def attention(self) -> str:
-        """Attention implementation of unpacked passes."""
-        return self.config._attn_implementation
 
     @torch.inference_mode()
     def run(
@@ -72,64 +47,41 @@ class HFBackend:
         logits_at: Int[np.ndarray, " asked"] | None = None,
         resume: tuple[int, Tensor] | None = None,
     ) -> Run:
-        """Run one batch.
-
-        Parameters
-        ----------
-        gathers
-            For each layer, what to keep of its residual stream (after edits).
-        edits
-            For each layer, a change to its residual stream.
-        logits_at
-            Flat rows whose next-token logits are wanted. Without it, the pass stops at the deepest gathered layer and
-            the unembedding is never run.
-        resume
-            A layer, and the residual stream after it `(lines, columns, d_model)`: blocks up to it are skipped.
-        """
+        """Run one batch; see `Backend.run`."""
         gathers, edits = gathers or {}, edits or {}
         kept: dict[int, Tensor] = {}
         stop_after = max(gathers) if logits_at is None else None
+        inputs, rows = self.inputs(batch, logits_at)
         with ExitStack() as stack:
             stack.enter_context(self._fast_linears.active())
             if resume is not None:
                 stack.enter_context(self._resumed(*resume))
             for layer in sorted(set(gathers) | set(edits)):
-                hook = _residual_hook(layer, edits.get(layer), gathers.get(layer), kept, layer == stop_after)
+                hook = residual_hook(layer, edits.get(layer), gathers.get(layer), kept, layer == stop_after)
                 stack.enter_context(self.hooked(layer, hook))
-            if batch.packing is not None:
-                stack.enter_context(self._attention(ATTENTION))
+            stack.enter_context(self.packed(batch))
             try:
-                logits = self._forward(batch, logits_at)
-            except _Stop:
-                logits = None
-        return Run(kept, logits)
+                output = (self.model if rows else self.model.base_model)(**inputs)
+            except Stop:
+                return Run(kept)
+        return Run(kept, output.logits[rows] if rows else None)
 
-    def _forward(self, batch: Batch, logits_at: Int[np.ndarray, " asked"] | None) -> Tensor | None:
-        device = self.model.get_input_embeddings().weight.device
-        inputs: dict[str, Any] = {
-            "input_ids": torch.from_numpy(batch.token_ids).to(device),
-            "position_ids": torch.from_numpy(batch.position_ids).to(device),
-            "use_cache": False,
-        }
-        if batch.packing is not None:
-            inputs["packing"] = batch.packing
-        elif batch.attention_mask is not None:
-            inputs["attention_mask"] = torch.from_numpy(batch.attention_mask.astype(np.int64)).to(device)
-        if logits_at is None:
-            return self.model.base_model(**inputs)
-        lines, columns = np.divmod(logits_at, batch.token_ids.shape[1])
-        kept_columns, where = np.unique(columns, return_inverse=True)
-        logits = self.model(**inputs, logits_to_keep=torch.from_numpy(kept_columns).to(device)).logits
-        return logits[torch.from_numpy(lines).to(logits.device), torch.from_numpy(where).to(logits.device)]
-
-    @contextmanager
-    def edited(self, edits: Mapping[int, Edit]) -> Iterator[None]:
-        """Within the context, every forward pass of the model has its residual streams edited."""
+    @torch.inference_mode()
+    def step(
+        self,
+        token_ids: Int[Tensor, "lines columns"],
+        *,
+        attention_mask: Int[Tensor, "lines past"],
+        position_ids: Int[Tensor, "lines columns"],
+        cache: Any,
+        edits: Mapping[int, Edit],
+    ) -> Float[Tensor, "lines vocabulary"]:
+        """Run the next tokens of a generation; see `Backend.step`."""
         with ExitStack() as stack:
             stack.enter_context(self._fast_linears.active())
             for layer, edit in edits.items():
                 stack.enter_context(self.hooked(layer, edit))
-            yield
+            return self.model(**step_inputs(token_ids, attention_mask, position_ids, cache)).logits[:, -1]
 
     @contextmanager
     def hooked(self, layer: int, hook: Edit) -> Iterator[None]:
@@ -174,41 +126,3 @@ class HFBackend:
                     del block.forward
                     if forward is not None:
                         block.forward = forward
-
-    @contextmanager
-    def _attention(self, implementation: str) -> Iterator[None]:
-        previous = [config._attn_implementation for config in self._configs]
-        try:
-            for config in self._configs:
-                config._attn_implementation = implementation
-            yield
-        finally:
-            for config, name in zip(self._configs, previous, strict=True):
-                config._attn_implementation = name
-
-
-def _residual_hook(layer: int, edit: Edit | None, gather: Gather | None, kept: dict[int, Tensor], is_last: bool) -> Edit:
-    def hook(residual: Tensor) -> Tensor:
-        if edit is not None:
-            residual = edit(residual)
-        if gather is not None:
-            kept[layer] = gather(residual.reshape(-1, residual.shape[-1]))
-        if is_last:
-            raise _Stop
-        return residual
-
-    return hook
-
-
-def _find_blocks(model: nn.Module, n_layers: int) -> nn.ModuleList:
-    found = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers
-    ]
-    if not found:
-        raise ValueError(
-            f"No list of {n_layers} blocks in {type(model).__name__}; expected a decoder-only language model whose "
-            "config.num_hidden_layers counts its blocks."
-        )
-    return min(found, key=lambda pair: len(pair[0]))[1]

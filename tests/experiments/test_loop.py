@@ -96,8 +96,8 @@ def test_a_run_directory_keeps_the_activations_of_two_models_apart(tmp_path):
     settings = DemoSettings(out=tmp_path / "r", **SMALL)
     run, tasks = RunDirectory(settings), settings.load_tasks()
     stores = [cache_activations(tiny("llama", seed=seed), tasks, [1], ["task_mean"], run) for seed in (0, 1, 0)]
-    assert len({store.path for store in stores}) == 2
-    assert stores[0].path == stores[2].path
+    assert len({store.files[0].path for store in stores}) == 2
+    assert stores[0].files[0].path == stores[2].files[0].path
 
 
 def test_preflight_says_which_templates_a_model_can_answer(embedded):

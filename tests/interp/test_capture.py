@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from elicit import builtin_tasks, task_question
-from interp import Positions, capture
+from interp import Positions, Rendered, capture, difference_of_means
 from interp.layers import resolve_layers
 from store import EMBED, ActivationStore, Question, layer_name
-from store.activations import StoreMismatch
+from store.layout import StoreMismatch
 from tests.conftest import tiny
 
 TASKS = builtin_tasks()[::20]
@@ -22,8 +22,9 @@ QUESTIONS = [task_question(task) for task in TASKS]
 IDS = [task.id for task in TASKS]
 
 
-def hooked_residuals(model, question: Question) -> dict[int, np.ndarray]:
+def hooked_residuals(model, prompt: Question | Rendered) -> dict[int, np.ndarray]:
     """Residual stream after every block (and before the first), from hooks written here on the plain model."""
+    rendered = prompt if isinstance(prompt, Rendered) else model.render(prompt)
     seen, handles = {}, []
     for index, block in enumerate(model.backend.blocks):
 
@@ -37,7 +38,7 @@ def hooked_residuals(model, question: Question) -> dict[int, np.ndarray]:
 
     handles.append(model.backend.blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
     with torch.inference_mode():
-        model.backend.model(torch.tensor([model.render(question).token_ids.tolist()]))
+        model.backend.model(torch.tensor([rendered.token_ids.tolist()]))
     for handle in handles:
         handle.remove()
     return seen
@@ -110,9 +111,26 @@ def test_a_store_of_another_model_is_refused_by_name_of_the_field(tmp_path):
             capture(tiny("llama"), QUESTIONS, IDS, tmp_path / "a.h5", **settings)
 
 
-def test_positions_with_a_row_for_every_token_are_refused_with_a_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"\['task'\] have one row for every token.*task_mean"):
-        capture(tiny("llama"), QUESTIONS, IDS, tmp_path / "a.h5", layers=[1], positions=["task"])
+def test_positions_without_a_reduction_keep_a_row_for_every_token(tiny_lm, tmp_path):
+    store = capture(tiny_lm, QUESTIONS, IDS, tmp_path / "a.h5", layers=[1, 3], positions=["task", "task_mean", "all"])
+    assert store.by_token == ("task", "all")
+    counts = store.row_counts("all")
+    parts = np.split(store.load(3, "all"), counts.cumsum()[:-1])
+    for question, task_id, rows in zip(QUESTIONS, IDS, parts, strict=True):
+        rendered = tiny_lm.render(question)
+        tokens = Positions.parse("all").tokens(rendered)
+        assert store.token_index("all", [task_id]).tolist() == tokens.tolist()
+        expected = hooked_residuals(tiny_lm, question)[3][tokens]
+        np.testing.assert_allclose(rows, expected, atol=2e-5 * np.abs(expected).max())
+        own = store.load(3, "task", [task_id])
+        np.testing.assert_allclose(own.mean(axis=0), store.load(3, "task_mean", [task_id])[0], atol=1e-5 * np.abs(own).max())
+
+
+def test_probes_and_directions_refuse_a_position_with_a_row_for_every_token(tmp_path):
+    store = capture(tiny("llama"), QUESTIONS, IDS, tmp_path / "a.h5", layers=[1], positions=["task", "task_mean"])
+    with pytest.raises(ValueError, match=r"'task' has a row for every token.*task_mean"):
+        difference_of_means(store, 1, "task", IDS[:2], IDS[2:4])
+    assert difference_of_means(store, 1, "task_mean", IDS[:2], IDS[2:4]).layer == 1
 
 
 def test_a_missing_span_names_the_spans_there_are():
@@ -152,7 +170,7 @@ CAPTURE_SCRIPT = """
 import sys
 from elicit import builtin_tasks, task_question
 from interp import LocalModel, capture
-sys.modules["interp.capture"]._ROWS_PER_COMMIT = 4
+sys.modules["interp.capture"]._TASKS_PER_COMMIT = 4
 model = LocalModel.load(tokens_per_batch=256)
 tasks = builtin_tasks()[:96]
 capture(model, [task_question(t) for t in tasks], [t.id for t in tasks], sys.argv[1],

@@ -10,7 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from interp import difference_of_means, fit_probe, preference_direction, probe_sweep, random_directions
 from interp.ridge import Ridge, cross_predict, grouped_folds
-from store import ActivationStore, ActivationWriter, Direction, StoreHeader
+from store import ActivationStore, ActivationWriter, Direction, Slots, StoreHeader
 from store.provenance import ModelIdentity
 
 MODEL = ModelIdentity("made up", "none", "fingerprint")
@@ -24,10 +24,11 @@ def random():
 
 def make_store(path, features: np.ndarray, lengths: np.ndarray) -> ActivationStore:
     """A store with one layer at one position."""
-    header = StoreHeader(MODEL, "t", "c", "p", "none", "float32", features.shape[1], (5,), ("task_mean",))
+    header = StoreHeader(MODEL, "t", "c", "none", "float32", features.shape[1], (5,), ("task_mean",))
     ids = [f"task{number}" for number in range(len(features))]
-    with ActivationWriter.resume(path, header, ids) as writer:
-        writer.write(np.arange(len(ids)), features[:, None, :].astype(np.float32), lengths, np.full((len(ids), 1), -1))
+    with ActivationWriter.resume(path, header, Slots(ids, ids)) as writer:
+        rows = {(5, "task_mean"): features.astype(np.float32)}
+        writer.write(np.arange(len(ids)), rows, lengths, {"task_mean": np.full(len(ids), -1)})
     return ActivationStore(path)
 
 

@@ -1,229 +1,208 @@
-"""The activation store: bits that come back, files that survive, and errors that name what is wrong."""
+"""The store, read: rows of the right tasks in the right order, and errors that name what is not there."""
 
-import os
-import stat
-import subprocess
 import sys
-import textwrap
 
-import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
-from store import ActivationStore, ActivationWriter, StoreHeader
-from store.activations import DamagedStore, StoreMismatch, create_store, from_bfloat16_bits, to_bfloat16_bits
-from store.provenance import ModelIdentity
+from store import ActivationStore, ActivationWriter, Slots
+from tests.store.alone import alone
+from tests.store.sample import BY_TOKEN, LAYERS, POSITIONS, assert_holds, header, sample
 
-MODEL = ModelIdentity("made up", "none", "fingerprint")
-IDS = [f"task-{number}é" for number in range(12)]
+MADE = sample("float32")
+IDS = MADE.slots.task_ids
 
 
-def header(dtype: str = "bfloat16", **changes) -> StoreHeader:
-    values = {
-        "model": MODEL,
-        "tokenizer_hash": "t",
-        "template_hash": "c",
-        "prompts_digest": "p",
-        "attention": "sdpa, packed",
-        "dtype": dtype,
-        "d_model": 6,
-        "layers": (-1, 3, 7),
-        "positions": ("prompt_last", "task_mean"),
-    }
-    return StoreHeader(**values | changes)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> ActivationStore:
+    return MADE.fill(tmp_path_factory.mktemp("store") / "a.h5")
 
 
-def filled(path, dtype: str = "bfloat16") -> np.ndarray:
-    rows = np.random.default_rng(0).normal(size=(len(IDS), 6, 6)).astype(np.float32) * 100
-    with ActivationWriter.resume(path, header(dtype), IDS) as writer:
-        order = np.random.default_rng(1).permutation(len(IDS))
-        for part in np.array_split(order, 3):
-            writer.write(part, rows[part], part + 10, np.stack([part, -np.ones_like(part)], axis=1))
-        writer.write_norms()
-    return rows
+@pytest.fixture
+def partial(tmp_path) -> ActivationStore:
+    """Tasks 2 and 3 are committed, 5 and 6 are skipped, the rest is open."""
+    with ActivationWriter.resume(tmp_path / "a.h5", MADE.header, MADE.slots) as writer:
+        MADE.write(writer, [3, 2])
+        writer.skip(np.array([6, 5]), np.array([600, 500]))
+    return ActivationStore(tmp_path / "a.h5")
 
 
-@given(hnp.arrays(np.uint32, st.integers(1, 50)))
-def test_bfloat16_bits_are_those_of_torch(bits32):
-    values = bits32.view(np.float32)
-    values = values[np.isfinite(values)]
-    expected = torch.from_numpy(values).to(torch.bfloat16)
-    bits = to_bfloat16_bits(values)
-    np.testing.assert_array_equal(bits, expected.view(torch.int16).numpy().view(np.uint16))
-    np.testing.assert_array_equal(from_bfloat16_bits(bits), expected.float().numpy())
+@pytest.mark.parametrize("order", [[5], [5, 0], [11, 3, 3, 7], list(range(12)), []])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_rows_of_tasks_come_in_the_order_asked_for(store, order, position):
+    ids = [IDS[task] for task in order]
+    for layer in LAYERS:
+        parts = MADE.by_task(MADE.rows[layer, position], position)
+        expected = np.concatenate([np.empty((0, 6), np.float32), *(parts[task] for task in order)])
+        found = store.load(layer, position, ids)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, expected)
+        tensor = store.load_torch(layer, position, ids)
+        assert tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+        assert torch.equal(tensor, torch.from_numpy(expected))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_rows_written_in_any_order_come_back_bit_for_bit(tmp_path, dtype):
-    rows = filled(tmp_path / "a.h5", dtype)
-    store = ActivationStore(tmp_path / "a.h5")
-    expected = from_bfloat16_bits(to_bfloat16_bits(rows)) if dtype == "bfloat16" else rows
-    for column, (layer, position) in enumerate(store.header.keys):
-        np.testing.assert_array_equal(store.load(layer, position), expected[:, column])
-        np.testing.assert_array_equal(store.load(layer, position, [IDS[5], IDS[0]]), expected[[5, 0], column])
-    assert store.task_ids == IDS
-    assert store.header == header(dtype)
-    assert store.verify() == []
-    frame = store.frame()
-    assert frame["n_tokens"].tolist() == [number + 10 for number in range(len(IDS))]
-    assert frame["token_index.prompt_last"].tolist() == list(range(len(IDS)))
-    norms = store.norms().set_index(["layer", "position"])
-    assert norms.loc[(3, "task_mean"), "mean_norm"] == pytest.approx(np.linalg.norm(expected[:, 3], axis=1).mean())
+@pytest.mark.parametrize("position", POSITIONS)
+def test_row_counts_divide_rows_task_by_task(store, position):
+    counts = store.row_counts(position)
+    parts = np.split(store.load(3, position), counts.cumsum()[:-1])
+    for found, expected in zip(parts, MADE.by_task(MADE.rows[3, position], position), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert store.row_counts(position, [IDS[4], IDS[1]]).tolist() == [counts[4], counts[1]]
+    assert (len(set(counts)) > 1) == (position == BY_TOKEN)
 
 
-def test_plain_h5py_reads_it(tmp_path):
-    rows = filled(tmp_path / "a.h5", "float32")
-    with h5py.File(tmp_path / "a.h5") as file:
-        dataset = file["residuals/L3/task_mean"]
-        assert dataset.chunks is None
-        np.testing.assert_array_equal(dataset[:], rows[:, 3])
-        assert file["residuals/embed/prompt_last"].shape == (len(IDS), 6)
-        assert file["done"][:].all()
-        assert file.attrs["model.name"] == "made up" and file.attrs["format_version"] == 1
+@pytest.mark.parametrize("position", POSITIONS)
+def test_token_index_says_which_token_each_row_is(store, position):
+    np.testing.assert_array_equal(store.token_index(position), MADE.token_index[position])
+    parts = MADE.by_task(MADE.token_index[position], position)
+    np.testing.assert_array_equal(store.token_index(position, [IDS[7], IDS[2]]), np.concatenate([parts[7], parts[2]]))
+    assert len(store.token_index(position)) == len(store.load(3, position))
 
 
-def test_every_byte_is_allocated_at_creation_and_writing_moves_none(tmp_path):
+@pytest.mark.parametrize("position", POSITIONS)
+@pytest.mark.parametrize("size", [1, 5, 12, 100])
+def test_batches_are_the_rows_of_load_a_few_tasks_at_a_time(store, position, size):
+    order = [IDS[task] for task in (4, 1, 9, 0, 11, 3, 2)]
+    for tasks, whole in ((None, IDS), (order, order)):
+        batches = list(store.batches(7, position, tasks, size=size))
+        assert [len(ids) for ids, _ in batches[:-1]] == [size] * (len(batches) - 1)
+        assert [task_id for ids, _ in batches for task_id in ids] == whole
+        np.testing.assert_array_equal(np.concatenate([rows for _, rows in batches]), store.load(7, position, tasks))
+        for ids, rows in batches:
+            np.testing.assert_array_equal(rows, store.load(7, position, ids))
+
+
+def test_a_batch_has_at_least_one_task(store):
+    with pytest.raises(ValueError, match="batch size is 0; expected at least 1"):
+        next(store.batches(7, "task_mean", size=0))
+
+
+def test_rows_are_all_slots_in_their_order(store):
+    for key, table in MADE.rows.items():
+        np.testing.assert_array_equal(np.asarray(store.rows(*key)), table)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_norms_are_those_of_the_rows_that_can_be_read(tmp_path, dtype):
+    made = sample("float32", seed=3)  # of more digits than bfloat16 has
     path = tmp_path / "a.h5"
-    create_store(path, header(), IDS)
-    before = path.stat()
-    assert before.st_blocks * 512 >= before.st_size
-    metadata = path.read_bytes()[:2048]
-    filled(path)
-    assert path.stat().st_size == before.st_size
-    assert path.read_bytes()[:2048] == metadata
+    with ActivationWriter.resume(path, header(dtype), made.slots) as writer:
+        made.write(writer, [8, 1, 4])
+        writer.skip(np.array([2]), np.array([1]))
+        made.write(writer, [0, 11])
+    store = ActivationStore(path)
+    committed = [made.slots.task_ids[task] for task in (0, 1, 4, 8, 11)]
+    norms = store.norms().set_index(["layer", "position"])
+    assert list(norms.index) == made.header.keys
+    for layer, position in made.header.keys:
+        rows = store.load(layer, position, committed).astype(np.float64)
+        cut = np.split(np.linalg.norm(rows, axis=1), store.row_counts(position, committed).cumsum()[:-1])
+        of_tasks = [each.mean() for each in cut]
+        assert norms.loc[(layer, position), "mean_norm"] == pytest.approx(np.mean(of_tasks), rel=1e-6)
+        assert norms.loc[(layer, position), "median_norm"] == pytest.approx(np.median(of_tasks), rel=1e-6)
 
 
-def test_a_store_is_readable_by_others_as_the_umask_says(tmp_path):
-    create_store(tmp_path / "a.h5", header(), IDS)
-    mask = os.umask(0)
-    os.umask(mask)
-    assert stat.S_IMODE((tmp_path / "a.h5").stat().st_mode) == 0o666 & ~mask
+def test_norms_of_nothing_are_not_numbers(tmp_path):
+    ActivationWriter.resume(tmp_path / "a.h5", MADE.header, MADE.slots).close()
+    norms = ActivationStore(tmp_path / "a.h5").norms()
+    assert len(norms) == 9 and norms[["mean_norm", "median_norm"]].isna().all(axis=None)
 
 
-def test_uncommitted_rows_are_not_read(tmp_path):
-    with ActivationWriter.resume(tmp_path / "a.h5", header(), IDS) as writer:
-        writer.write(np.array([2]), np.ones((1, 6, 6), np.float32), np.array([3]), np.array([[0, -1]]))
-        reader = ActivationStore(tmp_path / "a.h5")
-        assert reader.done.tolist() == [number == 2 for number in range(len(IDS))]
-        with pytest.raises(KeyError, match="unfinished: no committed rows for 'task-0é'"):
-            reader.load(3, "task_mean")
-        assert reader.load(3, "task_mean", [IDS[2]]).tolist() == [[1.0] * 6]
-        writer.write(np.array([3]), np.ones((1, 6, 6), np.float32), np.array([3]), np.array([[0, -1]]))
-        assert reader.done.sum() == 2
-    assert ActivationWriter(tmp_path / "a.h5").open_slots().tolist() == [0, 1, *range(4, 12)]
+def test_the_frame_has_a_row_for_each_task(partial):
+    frame = partial.frame()
+    assert frame["task_id"].tolist() == IDS
+    assert np.flatnonzero(frame["done"]).tolist() == [2, 3]
+    assert np.flatnonzero(frame["skipped"]).tolist() == [5, 6]
+    assert frame["prompt_digest"].tolist() == list(MADE.slots.prompts)
+    np.testing.assert_array_equal(frame.loc[2:3, "n_tokens"], MADE.n_tokens[2:4])
+    assert frame.loc[5:6, "n_tokens"].tolist() == [500, 600]
+    np.testing.assert_array_equal(frame[f"rows.{BY_TOKEN}"], MADE.counts(BY_TOKEN))
+    for position in POSITIONS:
+        first = [each[0] for each in MADE.by_task(MADE.token_index[position], position)]
+        assert frame.loc[2:3, f"token_index.{position}"].tolist() == first[2:4]
+    assert not {"answer_key", "file", "rows.task_mean"} & set(frame.columns)
 
 
-def test_a_second_writer_is_refused_while_the_first_is_at_work(tmp_path):
-    with ActivationWriter.resume(tmp_path / "a.h5", header(), IDS):
-        with pytest.raises(StoreMismatch, match="Another process is writing"):
-            ActivationWriter(tmp_path / "a.h5")
-        ActivationStore(tmp_path / "a.h5")
-    ActivationWriter(tmp_path / "a.h5").close()
+def test_the_frame_says_which_answer_of_the_log_was_read(tmp_path):
+    slots = Slots(["a", "b"], ["", ""], answers=["key", ""])
+    ActivationWriter.resume(tmp_path / "a.h5", header(positions=("p",)), slots).close()
+    assert ActivationStore(tmp_path / "a.h5").frame()["answer_key"].dropna().to_dict() == {0: "key"}
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"model": ModelIdentity("made up", "none", "another")},
-        {"tokenizer_hash": "x"},
-        {"template_hash": "x"},
-        {"prompts_digest": "x"},
-        {"attention": "eager"},
-        {"dtype": "float32"},
-        {"layers": (3, 7)},
-        {"positions": ("task_mean", "prompt_last")},
-        {"d_model": 7},
-    ],
-)
-def test_a_store_of_anything_else_is_refused_naming_the_field(tmp_path, change):
-    create_store(tmp_path / "a.h5", header(), IDS)
-    with pytest.raises(StoreMismatch, match=f"{next(iter(change))}: the store has"):
-        ActivationWriter.resume(tmp_path / "a.h5", header(**change), IDS)
-    with pytest.raises(StoreMismatch, match="tasks: the store has 12, this capture 11"):
-        ActivationWriter.resume(tmp_path / "a.h5", header(), IDS[:-1])
-    ActivationWriter.resume(tmp_path / "a.h5", header(model=ModelIdentity("renamed", "none", "fingerprint")), IDS).close()
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 3.4e38])
-def test_values_that_are_not_finite_once_stored_are_refused_and_nothing_is_written(tmp_path, bad):
-    rows = np.zeros((2, 6, 6), np.float32)
-    rows[1, 3, 0] = bad
-    with ActivationWriter.resume(tmp_path / "a.h5", header(), IDS) as writer:
-        with pytest.raises(ValueError, match=r"task 'task-5é' at L3/task_mean is not finite"):
-            writer.write(np.array([4, 5]), rows, np.array([1, 1]), np.zeros((2, 2), int))
-        assert not writer.done.any()
-
-
-def test_a_flipped_byte_is_found_and_its_task_named(tmp_path):
-    filled(tmp_path / "a.h5")
-    with h5py.File(tmp_path / "a.h5") as file:
-        offset = file["residuals/L7/task_mean"].id.get_offset()
-    with open(tmp_path / "a.h5", "r+b") as file:
-        file.seek(offset + 4 * 6 * 2 + 3)
-        byte = file.read(1)
-        file.seek(-1, os.SEEK_CUR)
-        file.write(bytes([byte[0] ^ 1]))
-    assert ActivationStore(tmp_path / "a.h5").verify() == ["task-4é"]
-
-
-def test_a_truncated_file_is_an_error_and_not_a_bus_error(tmp_path):
-    filled(tmp_path / "a.h5")
-    os.truncate(tmp_path / "a.h5", (tmp_path / "a.h5").stat().st_size - 100)
-    with pytest.raises(DamagedStore):
-        ActivationStore(tmp_path / "a.h5")
-
-
-def test_a_file_that_is_no_store_is_named(tmp_path):
-    (tmp_path / "a.h5").write_bytes(b"not HDF5")
-    with pytest.raises(DamagedStore, match="does not open"):
-        ActivationStore(tmp_path / "a.h5")
-    with h5py.File(tmp_path / "b.h5", "w") as file:
-        file["x"] = [1]
-    with pytest.raises(DamagedStore, match="format None"):
-        ActivationStore(tmp_path / "b.h5")
-    with pytest.raises(FileNotFoundError, match="capture activations into it first"):
-        ActivationStore(tmp_path / "c.h5")
-
-
-def test_layers_and_tasks_that_are_not_there_are_named(tmp_path):
-    filled(tmp_path / "a.h5")
+def test_skipped_tasks_are_named_and_left_out(tmp_path):
+    with ActivationWriter.resume(tmp_path / "a.h5", MADE.header, MADE.slots) as writer:
+        writer.skip(np.array([5, 0]), np.array([9, 9]))
+        kept = writer.open_slots()
+        MADE.write(writer, kept[::-1])
     store = ActivationStore(tmp_path / "a.h5")
-    with pytest.raises(KeyError, match=r"no L4/task_mean; it holds layers \['embed', 'L3', 'L7'\]"):
+    assert store.skipped == [IDS[0], IDS[5]] and "10 of 12 tasks, 2 skipped" in repr(store)
+    assert kept.tolist() == [1, 2, 3, 4, 6, 7, 8, 9, 10, 11]
+    assert_holds(store, MADE, kept)
+    for position in POSITIONS:
+        np.testing.assert_array_equal(store.load(3, position), store.load(3, position, [IDS[task] for task in kept]))
+        assert len(store.row_counts(position)) == 10
+        assert sum(len(rows) for _, rows in store.batches(3, position)) == len(store.load(3, position))
+    with pytest.raises(KeyError, match=rf"a\.h5 skipped '{IDS[5]}': longer than the model's context, or an empty completion"):
+        store.load(3, "task_mean", [IDS[1], IDS[5]])
+
+
+def test_unfinished_tasks_are_named_and_not_left_out(partial):
+    for read in (lambda: partial.load(3, "task_mean"), lambda: next(partial.batches(3, "all")), partial.slots):
+        with pytest.raises(KeyError, match=rf"unfinished: no committed rows for '{IDS[0]}', '{IDS[1]}', .* and 3 more\. Run"):
+            read()
+    with pytest.raises(KeyError, match=rf"no committed rows for '{IDS[4]}'\. "):
+        partial.load(3, "task_mean", [IDS[2], IDS[4]])
+    assert_holds(partial, MADE, [3, 2])
+
+
+def test_what_is_not_in_the_store_is_named(store):
+    with pytest.raises(KeyError, match=r"a\.h5 has no rows for 'nobody', 'nor me'\."):
+        store.load(3, "task_mean", [IDS[0], "nobody", "nor me"])
+    with pytest.raises(
+        KeyError, match=r"no L4/task_mean; it holds layers \['embed', 'L3', 'L7'\] at positions \['prompt_last'"
+    ):
         store.load(4, "task_mean")
-    with pytest.raises(KeyError, match="no rows for 'nobody'"):
-        store.load(3, "task_mean", ["nobody"])
+    for read in (store.row_counts, store.token_index):
+        with pytest.raises(KeyError, match=r"no position 'task_men'; it has \['prompt_last', 'all', 'task_mean'\]"):
+            read("task_men")
+    with pytest.raises(KeyError, match="no L3/task_men"):
+        store.rows(3, "task_men")
+    with pytest.raises(FileNotFoundError, match="capture activations into it first"):
+        ActivationStore("nowhere.h5")
+    with pytest.raises(ValueError, match="No file was given"):
+        ActivationStore([])
 
 
-def test_stores_that_cannot_be_made_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="task list is empty"):
-        create_store(tmp_path / "a.h5", header(), [])
-    with pytest.raises(ValueError, match="'b' appears more than once"):
-        create_store(tmp_path / "a.h5", header(), ["a", "b", "b"])
-    with pytest.raises(ValueError, match="float16"):
-        header(dtype="float16")
-    with pytest.raises(ValueError, match="layers are"):
-        header(layers=())
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_disk_too_small_is_met_at_creation_and_leaves_nothing_behind(tmp_path):
-    script = textwrap.dedent(
-        """
-        import resource, signal, sys
-        from tests.store.test_activations import IDS, header
-        from store.activations import create_store
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-        try:
-            create_store(sys.argv[1], header(d_model=4096), IDS)
-        except OSError as error:
-            print("refused:", error)
-        """
+def test_a_store_says_what_it_is(store, partial):
+    assert repr(store) == (
+        "ActivationStore(a.h5: 12 of 12 tasks, made up, layers ['embed', 'L3', 'L7'], "
+        "positions ['prompt_last', 'all', 'task_mean'], float32)"
     )
-    result = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a.h5")], capture_output=True, text=True)
-    assert "refused:" in result.stdout, result.stderr
-    assert list(tmp_path.iterdir()) == []
+    assert "2 of 12 tasks, 2 skipped" in repr(partial)
+    assert (len(store), store.by_token, store.header) == (12, (BY_TOKEN,), MADE.header)
+
+
+def test_a_reader_sees_rows_as_a_writer_commits_them(tmp_path):
+    with ActivationWriter.resume(tmp_path / "a.h5", MADE.header, MADE.slots) as writer:
+        reader = ActivationStore(tmp_path / "a.h5")
+        assert not reader.done.any()
+        for task in (7, 0, 3):
+            MADE.write(writer, [task])
+            assert reader.done[task]
+        assert_holds(reader, MADE, [3, 0, 7])
+        assert np.flatnonzero(reader.done).tolist() == [0, 3, 7]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on memory that leaves maps alone is Linux's")
+def test_a_store_larger_than_memory_is_read_row_by_row(tmp_path):
+    found = alone("larger_than_memory", tmp_path)
+    assert found.pop("bytes") > 16_384 * 32_768 * 4
+    assert found == {
+        "one row": 8,
+        "scattered rows": [8, 0, 7],
+        "a slice": [0, 8],
+        "two tasks": [7, 8],
+        "all rows": "do not fit",
+    }
