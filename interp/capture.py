@@ -1,7 +1,8 @@
 """Capture: the residual streams of many prompts, streamed into an activation store; a killed capture is continued.
 
 Prompts are read twice, so that memory does not grow with their number: once for their lengths and digests, from which
-the file is laid out, and again, longest first, as they are run. Rows are written while the next batch runs.
+the file is laid out, and again, longest first, as they are run (a short list is kept instead). Rows are written while the
+next batch runs.
 """
 
 import time
@@ -154,20 +155,23 @@ class _Survey:
 
 @dataclass(frozen=True)
 class _Prompts:
-    """Prompts, rendered each time they are asked for."""
+    """Prompts, rendered as they are asked for; the first of them are kept."""
 
     model: LocalModel
     questions: Sequence[Question]
     completions: Sequence[str] | None
     positions: Sequence[Positions]
+    _kept: dict[int, Rendered] = field(default_factory=dict)
 
     def render(self, number: int) -> Rendered | None:
         """A prompt and its completion; None where that is empty."""
-        if self.completions is None:
-            return self.model.render(self.questions[number])
-        if not self.completions[number]:
+        completion = None if self.completions is None else self.completions[number]
+        if completion == "":
             return None
-        return self.model.render(self.questions[number], self.completions[number])
+        rendered = self._kept.get(number) or self.model.render(self.questions[number], completion)
+        if len(self._kept) < _PROMPTS_AT_A_TIME:
+            self._kept[number] = rendered
+        return rendered
 
     def survey(self, task_ids: Sequence[str]) -> _Survey:
         n = len(self.questions)
