@@ -4,6 +4,7 @@ A file is contiguous datasets whose every byte is allocated at creation. From th
 the datasets' file offsets, so no HDF5 metadata can change while a store is written, and any HDF5 reader can open it.
 """
 
+import errno
 import math
 import mmap
 import os
@@ -188,7 +189,7 @@ def create_store(path: str | Path, header: StoreHeader, slots: Slots) -> None:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(file.fileno(), 0, size)
             os.fsync(file.fileno())
-        os.link(scratch, path)  # unlike a rename, this never takes the place of a file that another process made
+        _put_in_place(scratch, path)
     except FileExistsError:
         raise
     except OSError as error:
@@ -199,6 +200,17 @@ def create_store(path: str | Path, header: StoreHeader, slots: Slots) -> None:
         raise OSError(error.errno, message + os.strerror(error.errno)) from error
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def _put_in_place(scratch: Path, path: Path) -> None:
+    try:
+        os.link(scratch, path)  # unlike a rename, this never takes the place of a file that another process made
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise
+        if path.exists():  # a file system without hard links; two processes that begin at once are not kept apart there
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
+        os.rename(scratch, path)
 
 
 def _attributes(header: StoreHeader) -> dict[str, Any]:

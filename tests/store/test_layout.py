@@ -1,5 +1,6 @@
 """A store's file: what is laid out at creation, what never changes after it, and what cannot be laid out."""
 
+import errno
 import itertools
 import math
 import os
@@ -134,6 +135,19 @@ def test_folders_are_made_and_no_scratch_file_is_left(tmp_path):
     made = sample()
     create_store(tmp_path / "deep" / "er" / "a.h5", made.header, made.slots)
     assert os.listdir(tmp_path / "deep" / "er") == ["a.h5"]
+
+
+def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = sample()
+    create_store(tmp_path / "a.h5", made.header, made.slots)
+    assert ActivationStore(tmp_path / "a.h5").task_ids == list(made.slots.task_ids)
+    with pytest.raises(FileExistsError):
+        create_store(tmp_path / "a.h5", made.header, made.slots)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.h5"]
 
 
 def test_a_file_is_never_made_over_another(tmp_path, monkeypatch):
