@@ -19,6 +19,7 @@ EXPERIMENTS = {
     "scale_discrimination": "Which scales of self-report tell tasks apart (KL), and do so again in other words (ICC).",
     "seed_sensitivity": "What depends on chance: seeds of sampled answers beside exact ones, and seeds of the design.",
     "self_vs_cross": "Models, or steered views of one, rate each other's work and their own.",
+    "probe_sweep": "Probes from every layer and position to every target, against their baselines, logged to W&B.",
     "steer_then_measure": "Steer along preference directions at several layers and doses, and ask choices and ratings again.",
     "sysprompt_grid": "System prompts while a task is done, crossed with system prompts while it is rated.",
     "sysprompt_variation": "How system prompts of six kinds move what is chosen over what.",

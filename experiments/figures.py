@@ -1,6 +1,7 @@
 """Figures: one function a plot, from result tables to a matplotlib Figure with named axes, units and n."""
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -42,6 +43,7 @@ __all__ = [
     "plain_style",
     "position_figure",
     "probe_figure",
+    "probe_map",
     "scatter_by_origin",
     "utilities_figure",
 ]
@@ -134,8 +136,9 @@ def probe_figure(sweep: ProbeSweep, target: str) -> Figure:
         axes.fill_between(
             null.index, null, axes.get_ylim()[0], color=GREY, alpha=0.18, label="shuffled labels, 95 %", linewidth=0
         )
-    styles = iter(("--", ":", "-.", (0, (1, 4))))
-    for _, row in table[table["features"] != RESIDUAL].iterrows():
+    styles = itertools.cycle(("--", ":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2))))
+    # The stream at the first layer is a baseline too, and stands in the plot as a point.
+    for _, row in table[(table["features"] != RESIDUAL) & ~table["features"].str.contains("/")].iterrows():
         axes.axhline(
             row["r2"], color="black", linewidth=1, linestyle=next(styles), label=f"{row['features']} ({row['r2']:.2f})"
         )
@@ -149,6 +152,38 @@ def probe_figure(sweep: ProbeSweep, target: str) -> Figure:
     )
     axes.set_ylim(max(axes.get_ylim()[0], -0.6), None)
     axes.legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
+def probe_map(sweep: ProbeSweep, targets: Sequence[str]) -> Figure:
+    """Held-out R2 of every layer and position, one panel a target; a dot where a probe beats every baseline."""
+    figure = Figure(figsize=(1.6 + 3.4 * len(targets), 4.6), layout="constrained")
+    residual = sweep.table[sweep.table["features"] == RESIDUAL]
+    limit = max(0.05, float(residual["r2"].max()))
+    panels = figure.subplots(1, len(targets), squeeze=False)[0]
+    image = None
+    for axes, target in zip(panels, targets, strict=True):
+        part = residual[residual["target"] == target]
+        table = part.pivot(index="layer", columns="position", values="r2").sort_index()
+        beats = part.pivot(index="layer", columns="position", values="gain_low").loc[table.index, table.columns].to_numpy() > 0
+        image = axes.imshow(table.to_numpy(), vmin=0, vmax=limit, cmap="Blues", aspect="auto", origin="lower")
+        for row, column in np.ndindex(*table.shape):
+            value = float(table.to_numpy()[row, column])
+            mark = "\n•" if beats[row, column] else ""
+            colour = "white" if value > 0.6 * limit else "black"
+            axes.text(column, row, f"{value:.2f}{mark}", ha="center", va="center", fontsize=8, color=colour)
+        axes.set(
+            xticks=range(table.shape[1]),
+            xticklabels=list(table.columns),
+            yticks=range(table.shape[0]),
+            yticklabels=[layer_name(int(layer)) for layer in table.index],
+            title=f"{target.replace('_', ' ')} (n={int(part['n'].iloc[0])})",
+            xlabel="position",
+        )
+        axes.tick_params(axis="x", labelrotation=20)
+    panels[0].set_ylabel("layer (residual stream after the block)")
+    assert image is not None
+    figure.colorbar(image, ax=list(panels), label="held-out R²; dot: beats every baseline", shrink=0.8)
     return figure
 
 

@@ -13,7 +13,7 @@ from experiments.setup import Setup
 from experiments.steering import Steered, SteerSettings, split_tasks, steer
 from interp import LocalModel, Positions, capture
 from interp.layers import LayerSpec
-from store import ActivationStore
+from store import ActivationStore, layer_name
 
 
 class LoopSettings(Settings):
@@ -64,4 +64,5 @@ def cache_activations(
     task_ids = [task.id for task in tasks]
     resolved = model.layers(layers)
     path = run.activations(model=model.fingerprint, tasks=task_ids, layers=resolved, positions=positions)
-    return capture(model, [task_question(task) for task in tasks], task_ids, path, layers=resolved, positions=positions)
+    named = [layer_name(layer) for layer in resolved]
+    return capture(model, [task_question(task) for task in tasks], task_ids, path, layers=named, positions=positions)

@@ -7,6 +7,7 @@ from interp.model import LocalModel, SteeredModel
 from interp.positions import Positions
 from interp.probe import ProbeSweep, fit_probe, probe_sweep
 from interp.rendering import Rendered
+from interp.splits import Split
 from interp.steering import Intervention, Push
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "ProbeSweep",
     "Push",
     "Rendered",
+    "Split",
     "SteeredModel",
     "capture",
     "difference_of_means",

@@ -1,0 +1,83 @@
+"""Scores of held-out predictions, each with a bootstrap interval over tasks, or over groups of tasks that stay together."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy import stats
+
+LEVELS = (0.025, 0.975)
+
+
+@dataclass(frozen=True, eq=False)
+class Bootstrap:
+    """How often each tested task is drawn in each resample; one set of draws serves every probe of a sweep.
+
+    Attributes
+    ----------
+    counts
+        Draws, `(resamples, tasks)`.
+    """
+
+    counts: Float[np.ndarray, "resamples tasks"]
+
+    @classmethod
+    def of(cls, clusters: Int[np.ndarray, " tasks"], resamples: int, seed: int) -> Self:
+        """Draw whole clusters with replacement."""
+        names, members = np.unique(clusters, return_inverse=True)
+        random = np.random.default_rng([seed, 1])
+        drawn = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+        return cls(drawn[:, members].astype(float))
+
+    def r2(self, error: Float[np.ndarray, " tasks"], baseline: Float[np.ndarray, " tasks"]) -> dict[str, float]:
+        """Share of squared error that predictions save over a baseline."""
+        resampled = 1 - (self.counts @ error) / (self.counts @ baseline)
+        return {"r2": float(1 - error.sum() / baseline.sum())} | interval("r2", resampled)
+
+    def gain(
+        self, over: Float[np.ndarray, " tasks"], error: Float[np.ndarray, " tasks"], baseline: Float[np.ndarray, " tasks"]
+    ) -> dict[str, float]:
+        """R2 above that of other predictions of the same tasks, whose squared error is `over`."""
+        saved = over - error
+        resampled = (self.counts @ saved) / (self.counts @ baseline)
+        return {"gain": float(saved.sum() / baseline.sum())} | interval("gain", resampled)
+
+    def correlations(self, truth: Float[np.ndarray, " tasks"], predicted: Float[np.ndarray, " tasks"]) -> dict[str, float]:
+        """Pearson and Spearman correlation of truth and prediction."""
+        ranks = stats.rankdata(truth), stats.rankdata(predicted)
+        return self._correlation("pearson", truth, predicted) | self._correlation("spearman", *ranks)
+
+    def _correlation(self, name: str, x: Float[np.ndarray, " tasks"], y: Float[np.ndarray, " tasks"]) -> dict[str, float]:
+        if np.ptp(y) == 0 or np.ptp(x) == 0:  # what is constant orders nothing
+            return {name: 0.0, f"{name}_low": 0.0, f"{name}_high": 0.0}
+        total = self.counts.sum(axis=1)
+        mean_x, mean_y = self.counts @ x / total, self.counts @ y / total
+        covariance = self.counts @ (x * y) / total - mean_x * mean_y
+        spread = (self.counts @ x**2 / total - mean_x**2) * (self.counts @ y**2 / total - mean_y**2)
+        resampled = covariance / np.sqrt(np.maximum(spread, 1e-300))
+        return {name: float(np.corrcoef(x, y)[0, 1])} | interval(name, resampled)
+
+    def pairwise_accuracy(self, truth: Float[np.ndarray, " tasks"], predicted: Float[np.ndarray, " tasks"]) -> dict[str, float]:
+        """Share of task pairs put in the right order; a tied prediction is half right."""
+        name = "pairwise_accuracy"
+        sign = np.sign(truth[:, None] - truth[None, :])
+        guess = np.sign(predicted[:, None] - predicted[None, :])
+        decided = (sign != 0).astype(float)
+        right = decided * (1 + sign * guess) / 2
+        if not decided.any():
+            return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+        pairs = ((self.counts @ decided) * self.counts).sum(axis=1)
+        resampled = ((self.counts @ right) * self.counts).sum(axis=1) / np.maximum(pairs, 1e-300)
+        return {name: float(right.sum() / decided.sum())} | interval(name, resampled)
+
+
+def interval(name: str, resampled: Float[np.ndarray, " resamples"]) -> dict[str, float]:
+    """`name_low` and `name_high` of a 95 % percentile interval."""
+    low, high = np.quantile(resampled, LEVELS)
+    return {f"{name}_low": float(low), f"{name}_high": float(high)}
+
+
+def share_at_least(null: Float[np.ndarray, " permutations"], observed: float) -> float:
+    """Permutation p-value; the observed score counts as one of the permutations, so it is never zero."""
+    return float((1 + (null >= observed).sum()) / (1 + len(null)))
