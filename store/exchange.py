@@ -172,6 +172,8 @@ def import_npz(
     ValueError
         The file cannot be read, has no such arrays, or they do not fit together.
     """
+    if not zipfile.is_zipfile(source):
+        raise ValueError(f"{source} cannot be read as an npz of plain arrays: it is not an npz file, as numpy.savez writes it.")
     try:
         with np.load(source, allow_pickle=False) as archive:
             arrays = {name: array for name in archive.files if isinstance(array := archive[name], np.ndarray)}
