@@ -1,79 +1,113 @@
 """Ridge regression for probes: one decomposition of a training set serves every alpha, target and permutation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from functools import cached_property
+from itertools import combinations
+from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
-DEFAULT_ALPHAS = tuple(10.0 ** np.arange(-1, 8.5, 0.5))
-"""Ridge penalties tried by default, on standardised features."""
+from interp.alphas import DEFAULT_ALPHAS, AlphaErrors, check_alphas
+from interp.folds import FoldTable, Standardised, grouped_folds
+from interp.shifted import Array, Place, Precision, Shifted
+
+__all__ = ["DEFAULT_ALPHAS", "AlphaErrors", "Ridge", "cross_predict", "cross_predict_path", "grouped_folds", "held_out_errors"]
+
+Choice = Literal["leave_one_out", "folds"]
+"""How alpha is chosen inside a training set."""
+
+_BLOCK = 512
+"""Columns (alphas times targets) worked on at once: enough for a matrix product, few enough for memory."""
 
 
 @dataclass(frozen=True, eq=False)
 class Ridge:
-    """A training set, standardised and rotated to its principal axes.
+    """A training set, standardised and decomposed; the intercept is not penalised (Hoerl & Kennard 1970).
 
-    In the rotated features Z the Gram matrix is diagonal, so a fit at another alpha is a division and a prediction a
-    product (Hoerl & Kennard 1970). The intercept is not penalised.
+    With standardised rows S, the smaller of K = S S' and S' S is decomposed once, and (K + alpha I)^-1 costs next to nothing
+    for every alpha. Of the columns of `targets` none costs more than its share of a matrix product.
 
     Attributes
     ----------
-    mean, scale
-        Of the raw features on the training set.
-    rotation
-        `(d, r)`, from standardised features to Z.
-    scores
-        Z of the training set, `(n, r)`.
-    variances
-        Diagonal of the Gram matrix of Z.
+    train
+        The standardised training set.
+    place
+        Where and how precisely it is computed with.
+    rows
+        The standardised features there.
+    shifted
+        The decomposition.
     """
 
-    mean: Float[np.ndarray, " d"]
-    scale: Float[np.ndarray, " d"]
-    rotation: Float[np.ndarray, "d r"]
-    scores: Float[np.ndarray, "n r"]
-    variances: Float[np.ndarray, " r"]
+    train: Standardised
+    place: Place
+    rows: Array
+    shifted: Shifted
 
     @classmethod
-    def decompose(cls, features: Float[np.ndarray, "n d"]) -> Self:
-        """Standardise and rotate; the smaller of the two Gram matrices is decomposed."""
-        features = np.asarray(features, dtype=np.float64)
-        mean, scale = features.mean(axis=0), features.std(axis=0)
-        scale = np.where(scale > 0, scale, 1.0)
-        standard = (features - mean) / scale
-        n, d = standard.shape
-        if n <= d:
-            variances, left = np.linalg.eigh(standard @ standard.T)
-            kept = variances > variances.max(initial=0) * n * np.finfo(float).eps
-            variances, left = variances[kept], left[:, kept]
-            rotation = standard.T @ (left / np.sqrt(variances))
-            scores = left * np.sqrt(variances)
-        else:
-            variances, rotation = np.linalg.eigh(standard.T @ standard)
-            kept = variances > variances.max(initial=0) * d * np.finfo(float).eps
-            variances, rotation = variances[kept], rotation[:, kept]
-            scores = standard @ rotation
-        return cls(mean, scale, rotation, scores, variances)
+    def decompose(cls, features: Float[np.ndarray, "n d"], *, dtype: Precision = "float64", device: str = "auto") -> Self:
+        """Standardise and decompose.
+
+        Parameters
+        ----------
+        dtype
+            What is computed with. Means, scales and errors are accumulated in float64 either way.
+        device
+            `auto`: a GPU where there is one, and numpy otherwise; or `numpy`, or a torch device.
+
+        Raises
+        ------
+        ValueError
+            Features are not a table of two or more rows of finite numbers.
+        """
+        place = Place.of(dtype, device)
+        return cls.of(Standardised.of(features, place), place)
+
+    @classmethod
+    def of(cls, train: Standardised, place: Place) -> Self:
+        """Decompose a training set that is standardised already."""
+        rows = place.put(train.rows)
+        n, d = train.rows.shape
+        gram = rows @ rows.T if n <= d else rows.T @ rows if train.gram is None else train.gram
+        return cls(train, place, rows, place.decompose(gram))
 
     def leave_one_out(
         self, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]
     ) -> Float[np.ndarray, "alphas targets"]:
         """Mean squared error of leave-one-out prediction, in closed form (Allen's PRESS)."""
-        centred = targets - targets.mean(axis=0)
-        projected = self.scores.T @ centred
-        errors = np.empty((len(alphas), targets.shape[1]))
-        for number, alpha in enumerate(alphas):
-            shrunk = self.scores / (self.variances + alpha)
-            leverage = 1 / len(targets) + np.einsum("nr,nr->n", shrunk, self.scores)
-            residual = (centred - shrunk @ projected) / np.maximum(1 - leverage, 1e-12)[:, None]
-            errors[number] = np.mean(residual**2, axis=0)
-        return errors
+        return self.leave_one_out_errors(targets, alphas).mean
 
-    def choose_alphas(self, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]) -> Float[np.ndarray, " targets"]:
-        """Alpha with the least leave-one-out error, for each target."""
-        return np.asarray(alphas)[self.leave_one_out(targets, alphas).argmin(axis=0)]
+    def leave_one_out_errors(self, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]) -> AlphaErrors:
+        """Squared errors of leave-one-out prediction, with their standard error over rows.
+
+        A row's residual is divided by 1 - h, with h its leverage (Allen 1974); means and scales are those of all rows.
+        """
+        tried = check_alphas(alphas)
+        levels, centred = self._levels(tried), self._centred(targets)
+        basis, rotated = self._basis, self._rotate(centred)
+        inflation = (1 / self._unlevered(levels)).T[:, :, None]
+        if self._wide:
+            inflation = inflation * levels[:, None]
+        mean, fourth = np.empty((2, len(tried), targets.shape[1]))
+        for columns in _blocks(targets.shape[1], len(tried)):
+            error = (basis @ self.shifted.solve(rotated[:, columns], levels)).reshape(len(targets), len(tried), -1)
+            if not self._wide:
+                error -= centred[:, None, columns]
+            error *= inflation
+            error *= error
+            mean[:, columns] = self.place.mean(error)
+            error *= error
+            fourth[:, columns] = self.place.mean(error)
+        n = len(targets)
+        return AlphaErrors(tried, mean, np.sqrt(np.maximum(fourth - mean**2, 0) / (n - 1)))
+
+    def choose_alphas(
+        self, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float], *, one_standard_error: bool = False
+    ) -> Float[np.ndarray, " targets"]:
+        """Alpha with the least leave-one-out error, for each target; see `AlphaErrors.choose` for the other rule."""
+        return self.leave_one_out_errors(targets, alphas).choose(one_standard_error=one_standard_error)
 
     def predict(
         self,
@@ -82,43 +116,106 @@ class Ridge:
         alphas: Float[np.ndarray, " targets"],
     ) -> Float[np.ndarray, "m targets"]:
         """Predictions at new features of the fits to `targets`, each at its own alpha."""
-        rotated = ((np.asarray(features, dtype=np.float64) - self.mean) / self.scale) @ self.rotation
-        centre = targets.mean(axis=0)
-        return rotated @ self._coefficients(targets - centre, alphas) + centre
+        return self.place.get(self._standardise(features) @ self._weights(targets, alphas)) + targets.mean(axis=0)
+
+    def predict_path(
+        self, features: Float[np.ndarray, "m d"], targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]
+    ) -> Float[np.ndarray, "alphas m targets"]:
+        """Predictions at new features of the fits to `targets`, at every alpha."""
+        levels, new = self._levels(check_alphas(alphas)), self._standardise(features)
+        rotated = self._rotate(self._centred(targets))
+        path = np.empty((len(levels), len(features), targets.shape[1]))
+        for columns in _blocks(targets.shape[1], len(levels)):
+            found = self.place.get(new @ self._expand(self.shifted.solve(rotated[:, columns], levels)))
+            path[:, :, columns] = found.reshape(len(features), len(levels), -1).swapaxes(0, 1)
+        return path + targets.mean(axis=0)
 
     def weights(
         self, targets: Float[np.ndarray, "n targets"], alphas: Float[np.ndarray, " targets"]
     ) -> tuple[Float[np.ndarray, "d targets"], Float[np.ndarray, " targets"]]:
         """Weights and intercepts in raw feature space, the standardisation folded back."""
-        centre = targets.mean(axis=0)
-        weights = (self.rotation @ self._coefficients(targets - centre, alphas)) / self.scale[:, None]
-        return weights, centre - self.mean @ weights
+        weights = self.place.get(self._weights(targets, alphas)) / self.train.scale[:, None]
+        return weights, targets.mean(axis=0) - self.train.mean @ weights
 
-    def _coefficients(
-        self, centred: Float[np.ndarray, "n targets"], alphas: Float[np.ndarray, " targets"]
-    ) -> Float[np.ndarray, "r targets"]:
-        return (self.scores.T @ centred) / (self.variances[:, None] + np.asarray(alphas)[None, :])
+    @property
+    def _wide(self) -> bool:
+        return self.rows.shape[0] <= self.rows.shape[1]
+
+    @cached_property
+    def _basis(self) -> Array:
+        """Takes solutions, in the axes of the decomposition, to fitted values (or, if wide, to these over alpha's residual)."""
+        return self.shifted.vectors if self._wide else self.rows @ self.shifted.vectors
+
+    def _levels(self, alphas: Float[np.ndarray, " alphas"]) -> Array:
+        return self.place.put(np.maximum(alphas, self.shifted.floor))
+
+    def _centred(self, targets: Float[np.ndarray, "n targets"]) -> Array:
+        if targets.ndim != 2 or len(targets) != len(self.rows) or not np.isfinite(targets).all():
+            raise ValueError(
+                f"Targets have the shape {targets.shape} and {np.sum(~np.isfinite(targets))} values that are not finite; "
+                f"expected finite numbers in {len(self.rows)} rows, one column a target. Leave rows without a value out."
+            )
+        return self.place.put(targets - targets.mean(axis=0))
+
+    def _standardise(self, features: Float[np.ndarray, "m d"]) -> Array:
+        return self.place.put((features - self.train.mean) / self.train.scale)
+
+    def _rotate(self, centred: Array) -> Array:
+        return self.shifted.rotate(centred if self._wide else self.rows.T @ centred)
+
+    def _expand(self, solved: Array) -> Array:
+        """Weights on standardised features, from solutions in the axes of the decomposition."""
+        back = self.shifted.back(solved)
+        return self.rows.T @ back if self._wide else back
+
+    def _unlevered(self, levels: Array) -> Float[Array, "alphas n"]:
+        """1 - h of every row, with 1/n of h for the intercept; of a wide training set it is alpha (K + alpha I)^-1 - 1/n."""
+        n = len(self.rows)
+        quadratic = self.shifted.quadratic(self._basis.T, levels)
+        return (levels[:, None] * quadratic if self._wide else 1 - quadratic) - 1 / n
+
+    def _weights(self, targets: Float[np.ndarray, "n targets"], alphas: Float[np.ndarray, " targets"]) -> Array:
+        rotated = self._rotate(self._centred(targets))
+        solved = rotated.copy() if isinstance(rotated, np.ndarray) else rotated.clone()
+        for alpha in np.unique(alphas):
+            columns = np.flatnonzero(np.asarray(alphas) == alpha)
+            solved[:, columns] = self.shifted.solve(rotated[:, columns], self._levels(np.array([alpha])))
+        return self._expand(solved)
 
 
-def grouped_folds(groups: Sequence[str], n_folds: int, seed: int) -> Int[np.ndarray, " n"]:
-    """Assign every row to a fold, whole groups at a time and folds as even as the groups allow.
+def held_out_errors(
+    features: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n targets"],
+    folds: Int[np.ndarray, " n"],
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    *,
+    dtype: Precision = "float64",
+    device: str = "auto",
+) -> AlphaErrors:
+    """Squared error of predicting every fold from the others, at every alpha; the standard error is over folds."""
+    table = FoldTable.of(features, folds, Place.of(dtype, device))
+    errors = []
+    for fold in table.names:
+        path = _ridge(table, fold).predict_path(features[folds == fold], targets[folds != fold], alphas)
+        errors.append(np.mean((path - targets[folds == fold]) ** 2, axis=1))
+    return AlphaErrors.of_folds(check_alphas(alphas), np.stack(errors))
 
-    Raises
-    ------
-    ValueError
-        There are fewer groups than folds, or fewer than two folds.
-    """
-    names, members, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    if not 2 <= n_folds <= len(names):
-        raise ValueError(f"{n_folds} folds for {len(names)} groups; expected at least 2 folds and no more than groups.")
-    order = np.random.default_rng(seed).permutation(len(names))
-    order = order[np.argsort(-sizes[order], kind="stable")]  # largest groups first, ties in random order
-    fold_of_group = np.empty(len(names), dtype=np.int64)
-    filled = np.zeros(n_folds)
-    for group in order:
-        fold_of_group[group] = filled.argmin()
-        filled[fold_of_group[group]] += sizes[group]
-    return fold_of_group[members]
+
+def cross_predict_path(
+    features: Float[np.ndarray, "n d"],
+    targets: Float[np.ndarray, "n targets"],
+    folds: Int[np.ndarray, " n"],
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    *,
+    dtype: Precision = "float64",
+    device: str = "auto",
+) -> Float[np.ndarray, "alphas n targets"]:
+    """Prediction of every row by the fit that left its fold out, at every alpha: for curves, not for choosing one."""
+    table = FoldTable.of(features, folds, Place.of(dtype, device))
+    path = np.empty((len(alphas), *targets.shape))
+    for fold in table.names:
+        path[:, folds == fold] = _ridge(table, fold).predict_path(features[folds == fold], targets[folds != fold], alphas)
+    return path
 
 
 def cross_predict(
@@ -126,18 +223,78 @@ def cross_predict(
     targets: Float[np.ndarray, "n targets"],
     folds: Int[np.ndarray, " n"],
     alphas: Sequence[float] = DEFAULT_ALPHAS,
+    *,
+    choice: Choice = "leave_one_out",
+    one_standard_error: bool = False,
+    dtype: Precision = "float64",
+    device: str = "auto",
 ) -> tuple[Float[np.ndarray, "n targets"], Float[np.ndarray, "folds targets"]]:
     """Held-out predictions of every row, alpha chosen inside each training part; one decomposition a fold.
+
+    Parameters
+    ----------
+    choice
+        `leave_one_out`, or `folds`: each other fold is predicted from the rest, which keeps groups whole inside the training
+        part too. It needs three folds, and a decomposition for every two of them.
+    one_standard_error
+        The largest alpha within a standard error of the best, instead of the best; see `AlphaErrors.choose`.
+    dtype, device
+        As in `Ridge.decompose`.
 
     Returns
     -------
     Predictions, and the alpha chosen in each fold.
+
+    Raises
+    ------
+    ValueError
+        A target is constant, there are too few folds, alphas are not positive, or numbers are not finite.
     """
+    _check_targets(targets)
+    table = FoldTable.of(features, folds, Place.of(dtype, device))
+    inner = _inner_errors(table, targets, alphas) if choice == "folds" else {}
     predictions = np.empty(targets.shape)
     chosen = []
-    for fold in np.unique(folds):
+    for fold in table.names:
         train, test = folds != fold, folds == fold
-        ridge = Ridge.decompose(features[train])
-        chosen.append(ridge.choose_alphas(targets[train], alphas))
+        ridge = _ridge(table, fold)
+        errors = inner[fold] if inner else ridge.leave_one_out_errors(targets[train], alphas)
+        chosen.append(errors.choose(one_standard_error=one_standard_error))
         predictions[test] = ridge.predict(features[test], targets[train], chosen[-1])
     return predictions, np.stack(chosen)
+
+
+def _inner_errors(table: FoldTable, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]) -> dict[int, AlphaErrors]:
+    """For every fold, errors of predicting each other fold from the rest; the fit without two folds serves both."""
+    if len(table.names) < 3:
+        raise ValueError(
+            "Alphas cannot be chosen by inner folds with 2 folds, as one is left; use three or more, or choice='leave_one_out'."
+        )
+    errors: dict[int, list[np.ndarray]] = {fold: [] for fold in table.names}
+    for one, other in combinations(table.names, 2):
+        train = (table.folds != one) & (table.folds != other)
+        ridge = Ridge.of(table.without(one, other), table.place)
+        for outer, held in ((one, table.folds == other), (other, table.folds == one)):
+            path = ridge.predict_path(table.features[held], targets[train], alphas)
+            errors[outer].append(np.mean((path - targets[held]) ** 2, axis=1))
+    return {fold: AlphaErrors.of_folds(check_alphas(alphas), np.stack(found)) for fold, found in errors.items()}
+
+
+def _ridge(table: FoldTable, fold: int) -> Ridge:
+    return Ridge.of(table.without(fold), table.place)
+
+
+def _check_targets(targets: Float[np.ndarray, "n targets"]) -> None:
+    if targets.ndim != 2:
+        raise ValueError(f"Targets have the shape {targets.shape}; expected one column a target, such as values[:, None].")
+    constant = np.flatnonzero(np.ptp(targets, axis=0) == 0)
+    if len(constant):
+        value = targets[0, constant[0]]
+        raise ValueError(f"Target {constant[0]} is {value} in every row; a probe needs values that differ. Leave it out.")
+
+
+def _blocks(targets: int, alphas: int) -> Iterator[slice]:
+    """Columns of the targets, so many at once that all their alphas make one block."""
+    width = max(1, _BLOCK // alphas)
+    for start in range(0, targets, width):
+        yield slice(start, min(start + width, targets))
