@@ -1,8 +1,9 @@
 """Folds: rows dealt out by whole groups, and a table of features cut along them so that training sets share their sums."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import combinations
 from typing import Self
 
 import numpy as np
@@ -10,6 +11,10 @@ from jaxtyping import Bool, Float, Int
 
 from interp.shifted import Array, Place
 
+TRAIN_ONLY = -1
+"""Fold of a row that is trained on and never tested."""
+
+_INNER_FOLDS = 5
 _ORDINARY = 0.1
 """A feature whose variance in a training set is at least this share of that in the whole table loses no digits in its sums."""
 
@@ -99,21 +104,56 @@ class Standardised:
 
 
 @dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """Rows that a probe is fitted to, and those that it then predicts.
+
+    Attributes
+    ----------
+    rows
+        Which rows of the table are trained on.
+    features
+        Those rows, standardised.
+    held
+        Which rows are predicted, and the fold for whose sake.
+    """
+
+    rows: Bool[np.ndarray, " n"]
+    features: Standardised
+    held: tuple[tuple[int, Bool[np.ndarray, " n"]], ...]
+
+
+@dataclass(frozen=True, eq=False)
 class FoldTable:
     """A table of features cut into folds, whose training sets are derived from one standardised copy of it.
 
     A training set has its own mean and scale. Both are applied to sums of the whole table less those of the folds left out,
     which is exact: with rows x standardised on the whole, and mean m and scale s of n training rows in those units, the
     training set's inner products are (sum x x' - n m m') / (s s').
+
+    Attributes
+    ----------
+    folds
+        Fold of each row; `TRAIN_ONLY` for those that no fold tests.
+    whole
+        All rows, standardised.
+    demean
+        Group of each row, if the means that groups have in a training set are taken off, there and where it predicts.
     """
 
     features: Float[np.ndarray, "n d"]
     folds: Int[np.ndarray, " n"]
     place: Place
     whole: Standardised
+    demean: Int[np.ndarray, " n"] | None = None
 
     @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"], folds: Int[np.ndarray, " n"], place: Place) -> Self:
+    def of(
+        cls,
+        features: Float[np.ndarray, "n d"],
+        folds: Int[np.ndarray, " n"],
+        place: Place,
+        demean: Int[np.ndarray, " n"] | None = None,
+    ) -> Self:
         """Cut a table.
 
         Raises
@@ -127,18 +167,71 @@ class FoldTable:
                 f"{len(folds)} entries for {len(features)} rows name {len(np.unique(folds))} folds; expected one entry a row "
                 "and at least two folds, as from grouped_folds."
             )
-        return cls(features, folds, place, Standardised.of(features, place))
+        return cls(features, folds, place, Standardised.of(features, place), demean)
 
     @cached_property
     def names(self) -> list[int]:
-        """The folds."""
-        return np.unique(self.folds).tolist()
+        """The folds that are tested."""
+        return np.unique(self.folds[self.folds != TRAIN_ONLY]).tolist()
+
+    def training_sets(self) -> Iterator[TrainingSet]:
+        """For every fold, all the others."""
+        for fold in self.names:
+            test = self.folds == fold
+            yield TrainingSet(~test, self.without(fold), ((fold, test),))
+
+    def inner_training_sets(self, groups: Int[np.ndarray, " n"] | None = None, seed: int = 0) -> Iterator[TrainingSet]:
+        """For every fold, its training set once more in folds: all the rows of that set that are tested are predicted.
+
+        The other folds serve, where there are two or more, and what is fitted without two of them serves both. Otherwise the
+        training set is cut into five that keep `groups` whole.
+        """
+        if len(self.names) > 2:
+            for one, other in combinations(self.names, 2):
+                first, second = self.folds == one, self.folds == other
+                yield TrainingSet(~(first | second), self.without(one, other), ((one, second), (other, first)))
+            return
+        groups = np.arange(len(self.folds)) if groups is None else groups
+        for fold in self.names:
+            (train,) = np.nonzero(self.folds != fold)
+            inner = np.full(len(self.folds), TRAIN_ONLY)
+            inner[train] = grouped_folds(groups[train], min(_INNER_FOLDS, len(np.unique(groups[train]))), seed)
+            part = FoldTable.of(
+                self.features[train], inner[train], self.place, None if self.demean is None else self.demean[train]
+            )
+            for number in part.names:
+                held = inner == number
+                yield TrainingSet((self.folds != fold) & ~held, part.without(number), ((fold, held),))
+
+    def centred(
+        self, values: Float[np.ndarray, "n columns"], rows: Bool[np.ndarray, " n"], train: Bool[np.ndarray, " n"]
+    ) -> Float[np.ndarray, "rows columns"]:
+        """Some rows of any table, less the means of their groups over the training rows, if groups are demeaned.
+
+        Raises
+        ------
+        ValueError
+            A group has no training row.
+        """
+        if self.demean is None:
+            return values[rows]
+        sizes = np.bincount(self.demean[train], minlength=self.demean.max() + 1)
+        if not sizes[self.demean[rows]].all():
+            raise ValueError(
+                "A group whose mean is to be taken off is held out whole, so its mean is not known; split by task, or do not "
+                "demean."
+            )
+        sums = np.zeros((len(sizes), values.shape[1]))
+        np.add.at(sums, self.demean[train], values[train])
+        return values[rows] - (sums / np.maximum(sizes, 1)[:, None])[self.demean[rows]]
 
     def without(self, *left_out: int) -> Standardised:
         """Training set of all the folds but these, standardised on itself alone."""
         train = ~np.isin(self.folds, left_out)
+        if self.demean is not None:
+            return Standardised.of(self.centred(self.features, train, train), self.place)
         n, d = int(train.sum()), self.whole.rows.shape[1]
-        kept = [fold for fold in self.names if fold not in left_out]
+        kept = [fold for fold in self._parts if fold not in left_out]
         sums, squares = (np.sum([each[fold] for fold in kept], axis=0) for each in self._moments)
         mean = sums / n
         variance = np.where(self._constant, 1.0, squares / n - mean**2)
@@ -160,12 +253,15 @@ class FoldTable:
         return np.asarray(~self.whole.rows.any(axis=0))
 
     @cached_property
+    def _parts(self) -> dict[int, np.ndarray]:
+        return {int(fold): self.whole.rows[self.folds == fold] for fold in np.unique(self.folds)}
+
+    @cached_property
     def _moments(self) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-        parts = {fold: self.whole.rows[self.folds == fold] for fold in self.names}
-        sums = {fold: part.sum(axis=0, dtype=np.float64) for fold, part in parts.items()}
-        return sums, {fold: np.square(part).sum(axis=0, dtype=np.float64) for fold, part in parts.items()}
+        sums = {fold: part.sum(axis=0, dtype=np.float64) for fold, part in self._parts.items()}
+        return sums, {fold: np.square(part).sum(axis=0, dtype=np.float64) for fold, part in self._parts.items()}
 
     @cached_property
     def _grams(self) -> dict[int, Array]:
-        parts = {fold: self.place.put(self.whole.rows[self.folds == fold]) for fold in self.names}
+        parts = {fold: self.place.put(part) for fold, part in self._parts.items()}
         return {fold: part.T @ part for fold, part in parts.items()}

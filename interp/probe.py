@@ -1,17 +1,20 @@
 """Probes: what can be read off the residual stream, layer by layer, against baselines on the same splits."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from tqdm import tqdm
 
 from interp.baselines import baseline_features
-from interp.probe_scores import Bootstrap, share_at_least
-from interp.ridge import DEFAULT_ALPHAS, Ridge
+from interp.kinds import Fitting, Kind
+from interp.probe_block import Block, Scored, Splitter, middle, varying
+from interp.probe_scores import share_at_least
+from interp.ridge import DEFAULT_ALPHAS, Choice, Ridge
+from interp.shifted import Place, Precision
 from interp.splits import Split
 from store.activations import ActivationStore
 from store.directions import Probe
@@ -19,9 +22,6 @@ from store.labels import check_labels
 from store.layout import layer_name
 
 RESIDUAL = "residual"
-
-Splitter = Callable[[Sequence[str]], Split]
-"""From task ids to a split, such as `lambda ids: Split.leave_one_out(ids, origins)`."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,9 @@ def probe_sweep(
     *,
     layers: Sequence[int] | None = None,
     positions: Sequence[str] | None = None,
+    targets: Sequence[str] | None = None,
+    kind: Kind = "ridge",
+    choices: pd.DataFrame | None = None,
     split: Splitter | None = None,
     origins: Mapping[str, str] | None = None,
     texts: Mapping[str, str] | None = None,
@@ -74,13 +77,17 @@ def probe_sweep(
     others: Mapping[str, ActivationStore] | None = None,
     groups: Mapping[str, str] | None = None,
     demean: Mapping[str, str] | None = None,
-    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    alphas: Sequence[float] = (),
+    choice: Choice = "leave_one_out",
+    one_standard_error: bool = False,
     n_folds: int = 5,
     permutations: int = 100,
     resamples: int = 1000,
+    dtype: Precision = "float64",
+    device: str = "auto",
     seed: int = 0,
 ) -> ProbeSweep:
-    """Ridge probes from every layer and position to every target, with baselines on the same folds.
+    """Probes from every layer and position to every target, with baselines of the same kind on the same folds.
 
     Targets that label the same tasks share every decomposition, and so do their permutations.
 
@@ -90,6 +97,14 @@ def probe_sweep(
         Labels of one or more targets, for tasks that the store holds.
     layers, positions
         Which of the store's to read; default all that have one row a task.
+    targets
+        Which of the labels to predict; default all.
+    kind
+        `ridge`; `logistic` or `mass_mean`, which tell apart two classes (the greater of two values, or what is above the
+        median) and whose R2 is of the class, 0 or 1; or `bradley_terry`, fitted to `choices` and put on the scale of the
+        labels.
+    choices
+        Columns `first`, `second`, `p_first`, as from `choice.comparisons`; only choices within a training part are used.
     split
         Which tasks are tested by probes of which others; default `n_folds` random folds that keep `groups` whole.
     origins, texts, embeddings
@@ -100,33 +115,43 @@ def probe_sweep(
     demean
         Group (origin, topic) of every task, whose mean over the training part is taken off labels and activations.
     alphas
-        Penalties to choose from, inside each training part and by leave-one-out.
+        Penalties to choose from, inside each training part; default those of the kind.
+    choice, one_standard_error
+        How ridge chooses its penalty: see `cross_predict`. The other kinds choose by inner folds.
     permutations
-        How often labels are shuffled over tasks; the same shuffles at every layer and position.
+        How often labels are shuffled over tasks (with groups kept together); the same shuffles at every layer and position.
+    dtype, device
+        What ridge computes with, and where: see `Ridge.decompose`.
 
     Raises
     ------
     ValueError
         A target is constant or has too few tasks for the folds; a group that is demeaned is held out whole.
     KeyError
-        The store lacks tasks that have labels.
+        The store lacks tasks that have labels, or there are no labels of a target.
     """
-    labels = check_labels(labels)
+    labels = _of_targets(check_labels(labels), targets)
+    _check_held(store, labels)
     layers = store.header.layers if layers is None else layers
     positions = [each for each in store.header.positions if each not in store.by_token] if positions is None else positions
     others = others or {}
+    fitting = Fitting(kind, alphas, choice, one_standard_error, seed)
+    place = Place.of(dtype, device)
 
     def folds(task_ids: Sequence[str]) -> Split:
         return Split.k_fold(task_ids, n_folds, groups, seed)
 
-    blocks = [_Block.make(part, split or folds, demean, permutations, resamples, seed) for part in _by_tasks(labels)]
-    baselines: list[dict[str, list[_Scored]]] = []
+    amount = {"permutations": permutations, "resamples": resamples}
+    blocks = [
+        Block.make(part, split or folds, demean, choices, fitting=fitting, place=place, **amount) for part in _by_tasks(labels)
+    ]
+    baselines: list[dict[str, list[Scored]]] = []
     for block in blocks:
         features = baseline_features(
             store, block.task_ids, origins=origins, texts=texts, embeddings=embeddings, positions=positions, seed=seed
         )
-        scored = {name: [block.score(each, alphas) for each in variants] for name, variants in features.items()}
-        baselines.append({name: [_middle(each) for each in zip(*variants, strict=True)] for name, variants in scored.items()})
+        scored = {name: [block.score(each) for each in variants] for name, variants in features.items()}
+        baselines.append({name: [middle(each) for each in zip(*variants, strict=True)] for name, variants in scored.items()})
     rows: list[dict[str, Any]] = []
     predictions: list[pd.DataFrame] = []
     nulls: dict[str, list[np.ndarray]] = {}
@@ -136,10 +161,9 @@ def probe_sweep(
                 for block, against in zip(blocks, baselines, strict=True):
                     where = {"layer": layer, "position": position}
                     elsewhere = {
-                        name: block.score(task_rows(other, layer, position, block.task_ids), alphas)
-                        for name, other in others.items()
+                        name: block.score(task_rows(other, layer, position, block.task_ids)) for name, other in others.items()
                     }
-                    for number, scored in enumerate(block.score(task_rows(store, layer, position, block.task_ids), alphas)):
+                    for number, scored in enumerate(block.score(task_rows(store, layer, position, block.task_ids))):
                         target = {"target": block.targets[number]}
                         strongest = max(against, key=lambda name: against[name][number].scores["r2"])
                         gain = block.gain(scored, against[strongest][number]) | {"strongest_baseline": strongest}
@@ -189,7 +213,7 @@ def fit_probe(
     """Fit one ridge probe to all the labels given, alpha chosen by leave-one-out."""
     labels = check_labels(labels)
     target = _single_target(labels)
-    values = _varying(labels, target)[:, None]
+    values = varying(labels, target)[:, None]
     ridge = Ridge.decompose(task_rows(store, layer, position, labels["task_id"].tolist()))
     alpha = ridge.choose_alphas(values, alphas)
     weights, intercepts = ridge.weights(values, alpha)
@@ -211,132 +235,26 @@ def _by_tasks(labels: pd.DataFrame) -> list[pd.DataFrame]:
     return [pd.concat(each) for each in parts.values()]
 
 
-@dataclass(frozen=True, eq=False)
-class _Scored:
-    """One set of features and one target: scores, held-out predictions and squared errors, and R2 under each permutation."""
-
-    scores: dict[str, float]
-    predicted: Float[np.ndarray, " tested"]
-    truth: Float[np.ndarray, " tested"]
-    error: Float[np.ndarray, " tested"]
-    baseline: Float[np.ndarray, " tested"]
-    null: Float[np.ndarray, " permutations"]
+def _of_targets(labels: pd.DataFrame, targets: Sequence[str] | None) -> pd.DataFrame:
+    known = labels["target"].unique().tolist()
+    if targets is None:
+        return labels
+    if missing := [target for target in targets if target not in known]:
+        raise KeyError(f"There are no labels of {missing}; expected some of {known}.")
+    return labels[labels["target"].isin(targets)]
 
 
-def _middle(scored: Sequence[_Scored]) -> _Scored:
-    """Of several variants, the one with the median R2."""
-    return sorted(scored, key=lambda each: each.scores["r2"])[len(scored) // 2]
-
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    """Targets of the same tasks, with their split, permutations and bootstrap, shared by all features."""
-
-    task_ids: list[str]
-    targets: list[str]
-    columns: Float[np.ndarray, "tasks columns"]  # for each target its values, then their permutations
-    split: Split
-    groups: Int[np.ndarray, " tasks"] | None  # whose means are taken off
-    bootstrap: Bootstrap
-    ceilings: list[float]
-
-    @classmethod
-    def make(
-        cls,
-        labels: pd.DataFrame,
-        split: Splitter,
-        demean: Mapping[str, str] | None,
-        permutations: int,
-        resamples: int,
-        seed: int,
-    ) -> "_Block":
-        targets = list(dict.fromkeys(labels["target"]))
-        first = labels[labels["target"] == targets[0]]
-        task_ids = first["task_id"].tolist()
-        order = np.random.default_rng([seed, 1])
-        shuffles = [np.arange(len(task_ids)), *(order.permutation(len(task_ids)) for _ in range(permutations))]
-        columns, ceilings = [], []
-        for target in targets:
-            part = labels[labels["target"] == target].set_index("task_id").loc[task_ids]
-            values = _varying(part, str(target))
-            columns += [values[shuffle] for shuffle in shuffles]
-            noise = part["se"].to_numpy(dtype=float) ** 2  # missing where it is not known; so is the ceiling then
-            ceilings.append(float(np.clip(1 - noise.mean() / values.var(ddof=1), 0, 1)))
-        divided = split(task_ids)
-        groups = None if demean is None else np.unique([demean[task_id] for task_id in task_ids], return_inverse=True)[1]
-        clusters = divided.clusters[divided.tested]
-        return cls(
-            task_ids,
-            [str(target) for target in targets],
-            np.stack(columns, axis=1),
-            divided,
-            groups,
-            Bootstrap.of(clusters, resamples, seed),
-            ceilings,
+def _check_held(store: ActivationStore, labels: pd.DataFrame) -> None:
+    """See that the store holds what is labelled, before anything is computed."""
+    frame = store.frame()
+    held = set(frame.loc[frame["done"], "task_id"])
+    wanted = dict.fromkeys(labels["task_id"])
+    if missing := [task_id for task_id in wanted if task_id not in held]:
+        raise KeyError(
+            f"The store has no rows for {len(missing)} of {len(wanted)} tasks with labels: "
+            f"{', '.join(map(repr, missing[:5]))}{', ...' if len(missing) > 5 else ''}. Capture them, or leave their labels "
+            "out."
         )
-
-    def score(self, features: Float[np.ndarray, "tasks d"], alphas: Sequence[float]) -> list[_Scored]:
-        """Ridge probes from these features, one result a target; alpha is chosen inside each training part."""
-        features = np.asarray(features, dtype=np.float64)
-        truth, predicted, middle = (np.full(self.columns.shape, np.nan) for _ in range(3))
-        chosen = []
-        for fold in range(len(self.split.names)):
-            train, test = np.flatnonzero(self.split.folds != fold), np.flatnonzero(self.split.folds == fold)
-            x_train, x_test = self._without_means(features, train, test)
-            y_train, truth[test] = self._without_means(self.columns, train, test)
-            ridge = Ridge.decompose(x_train)
-            chosen.append(ridge.choose_alphas(y_train, alphas))
-            predicted[test] = ridge.predict(x_test, y_train, chosen[-1])
-            middle[test] = y_train.mean(axis=0)
-        tested = self.split.tested
-        error, baseline = ((truth - guess)[tested] ** 2 for guess in (predicted, middle))
-        r2 = 1 - error.sum(axis=0) / baseline.sum(axis=0)
-        width = self.columns.shape[1] // len(self.targets)
-        found = []
-        for number in range(len(self.targets)):
-            column, null = number * width, r2[number * width + 1 : (number + 1) * width]
-            values, guess = truth[tested, column], predicted[tested, column]
-            scores = {"n": float(len(tested))} | self.bootstrap.r2(error[:, column], baseline[:, column])
-            scores |= self.bootstrap.correlations(values, guess) | self.bootstrap.pairwise_accuracy(values, guess)
-            scores["alpha"] = float(np.median([each[column] for each in chosen]))
-            scores["ceiling"] = self.ceilings[number]
-            if len(null):
-                scores["shuffled_r2"] = float(null.mean())
-                scores["shuffled_r2_95"] = float(np.quantile(null, 0.95))
-                scores["p_value"] = share_at_least(null, float(r2[column]))
-            found.append(_Scored(scores, guess, values, error[:, column], baseline[:, column], null))
-        return found
-
-    def gain(self, scored: _Scored, over: _Scored) -> dict[str, float]:
-        """R2 above another set of features, with an interval paired over tasks."""
-        return self.bootstrap.gain(over.error, scored.error, scored.baseline)
-
-    def predictions(self, scored: _Scored, where: Mapping[str, Any]) -> pd.DataFrame:
-        """Held-out predictions as a table."""
-        tested = self.split.tested
-        return pd.DataFrame(
-            {"task_id": [self.task_ids[number] for number in tested]}
-            | dict(where)
-            | {"fold": self.split.folds[tested], "value": scored.truth, "predicted": scored.predicted}
-        )
-
-    def _without_means(
-        self, values: Float[np.ndarray, "tasks columns"], train: Int[np.ndarray, " train"], test: Int[np.ndarray, " test"]
-    ) -> tuple[Float[np.ndarray, "train columns"], Float[np.ndarray, "test columns"]]:
-        """Training and test rows, less the means that their groups have in the training part, if groups are demeaned."""
-        if self.groups is None:
-            return values[train], values[test]
-        n_groups = int(self.groups.max()) + 1
-        sizes = np.bincount(self.groups[train], minlength=n_groups)
-        if not sizes[self.groups[test]].all():
-            raise ValueError(
-                "A group whose mean is to be taken off is held out whole, so its mean is not known; split by task, or do not "
-                "demean."
-            )
-        sums = np.zeros((n_groups, values.shape[1]))
-        np.add.at(sums, self.groups[train], values[train])
-        means = sums / np.maximum(sizes, 1)[:, None]
-        return values[train] - means[self.groups[train]], values[test] - means[self.groups[test]]
 
 
 def _single_target(labels: pd.DataFrame) -> str:
@@ -344,13 +262,3 @@ def _single_target(labels: pd.DataFrame) -> str:
     if len(targets) != 1:
         raise ValueError(f"Labels have the targets {sorted(targets)}; expected those of one target.")
     return str(targets[0])
-
-
-def _varying(labels: pd.DataFrame, target: str) -> Float[np.ndarray, " n"]:
-    values = labels["value"].to_numpy(dtype=float)
-    if len(values) < 3 or np.ptp(values) == 0:
-        raise ValueError(
-            f"Target {target!r} has {len(values)} tasks and values from {values.min(initial=np.inf):g} to "
-            f"{values.max(initial=-np.inf):g}; a probe needs at least three tasks with different values."
-        )
-    return values

@@ -71,6 +71,21 @@ class Bootstrap:
         resampled = ((self.counts @ right) * self.counts).sum(axis=1) / np.maximum(pairs, 1e-300)
         return {name: float(right.sum() / decided.sum())} | interval(name, resampled)
 
+    def pairs(
+        self,
+        name: str,
+        first: Int[np.ndarray, " pairs"],
+        second: Int[np.ndarray, " pairs"],
+        scored: Float[np.ndarray, " pairs"],
+        weight: Float[np.ndarray, " pairs"],
+    ) -> dict[str, float]:
+        """Weighted mean of what pairs of tasks scored; a pair is drawn as often as both its tasks are."""
+        if not len(scored):
+            return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+        drawn = self.counts[:, first] * self.counts[:, second] * weight
+        resampled = drawn @ scored / np.maximum(drawn.sum(axis=1), 1e-300)
+        return {name: float(weight @ scored / weight.sum())} | interval(name, resampled)
+
 
 def interval(name: str, resampled: Float[np.ndarray, " resamples"]) -> dict[str, float]:
     """`name_low` and `name_high` of a 95 % percentile interval."""

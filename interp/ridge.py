@@ -3,17 +3,25 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from typing import Literal, Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from interp.alphas import DEFAULT_ALPHAS, AlphaErrors, check_alphas
-from interp.folds import FoldTable, Standardised, grouped_folds
+from interp.folds import FoldTable, Standardised, TrainingSet, grouped_folds
 from interp.shifted import Array, Place, Precision, Shifted
 
-__all__ = ["DEFAULT_ALPHAS", "AlphaErrors", "Ridge", "cross_predict", "cross_predict_path", "grouped_folds", "held_out_errors"]
+__all__ = [
+    "DEFAULT_ALPHAS",
+    "AlphaErrors",
+    "Ridge",
+    "cross_predict",
+    "cross_predict_path",
+    "grouped_folds",
+    "held_out_errors",
+    "predict_folds",
+]
 
 Choice = Literal["leave_one_out", "folds"]
 """How alpha is chosen inside a training set."""
@@ -194,10 +202,7 @@ def held_out_errors(
 ) -> AlphaErrors:
     """Squared error of predicting every fold from the others, at every alpha; the standard error is over folds."""
     table = FoldTable.of(features, folds, Place.of(dtype, device))
-    errors = []
-    for fold in table.names:
-        path = _ridge(table, fold).predict_path(features[folds == fold], targets[folds != fold], alphas)
-        errors.append(np.mean((path - targets[folds == fold]) ** 2, axis=1))
+    errors = [_path_error(table, part, targets, alphas)[0][1] for part in table.training_sets()]
     return AlphaErrors.of_folds(check_alphas(alphas), np.stack(errors))
 
 
@@ -212,9 +217,10 @@ def cross_predict_path(
 ) -> Float[np.ndarray, "alphas n targets"]:
     """Prediction of every row by the fit that left its fold out, at every alpha: for curves, not for choosing one."""
     table = FoldTable.of(features, folds, Place.of(dtype, device))
-    path = np.empty((len(alphas), *targets.shape))
-    for fold in table.names:
-        path[:, folds == fold] = _ridge(table, fold).predict_path(features[folds == fold], targets[folds != fold], alphas)
+    path = np.full((len(alphas), *targets.shape), np.nan)
+    for part in table.training_sets():
+        ((_, test),) = part.held
+        path[:, test] = Ridge.of(part.features, table.place).predict_path(features[test], targets[part.rows], alphas)
     return path
 
 
@@ -233,9 +239,11 @@ def cross_predict(
 
     Parameters
     ----------
+    folds
+        See `grouped_folds`; rows of the fold `TRAIN_ONLY` are trained on and have no prediction.
     choice
         `leave_one_out`, or `folds`: each other fold is predicted from the rest, which keeps groups whole inside the training
-        part too. It needs three folds, and a decomposition for every two of them.
+        part too, at the price of a decomposition for every two folds.
     one_standard_error
         The largest alpha within a standard error of the best, instead of the best; see `AlphaErrors.choose`.
     dtype, device
@@ -250,38 +258,65 @@ def cross_predict(
     ValueError
         A target is constant, there are too few folds, alphas are not positive, or numbers are not finite.
     """
-    _check_targets(targets)
     table = FoldTable.of(features, folds, Place.of(dtype, device))
-    inner = _inner_errors(table, targets, alphas) if choice == "folds" else {}
-    predictions = np.empty(targets.shape)
+    return predict_folds(table, targets, alphas, choice=choice, one_standard_error=one_standard_error)
+
+
+def predict_folds(
+    table: FoldTable,
+    targets: Float[np.ndarray, "n targets"],
+    alphas: Sequence[float] = DEFAULT_ALPHAS,
+    *,
+    choice: Choice = "leave_one_out",
+    one_standard_error: bool = False,
+    groups: Int[np.ndarray, " n"] | None = None,
+    seed: int = 0,
+) -> tuple[Float[np.ndarray, "n targets"], Float[np.ndarray, "folds targets"]]:
+    """As `cross_predict`, of a table that is cut already; predictions are less the group means that it takes off.
+
+    Parameters
+    ----------
+    groups, seed
+        For `choice="folds"`, where fewer than three folds are tested: see `FoldTable.inner_training_sets`.
+    """
+    _check_targets(targets)
+    inner = _inner_errors(table, targets, alphas, groups, seed) if choice == "folds" else {}
+    predictions = np.full(targets.shape, np.nan)
     chosen = []
-    for fold in table.names:
-        train, test = folds != fold, folds == fold
-        ridge = _ridge(table, fold)
-        errors = inner[fold] if inner else ridge.leave_one_out_errors(targets[train], alphas)
+    for part in table.training_sets():
+        ((fold, test),) = part.held
+        ridge, values = Ridge.of(part.features, table.place), table.centred(targets, part.rows, part.rows)
+        errors = inner[fold] if inner else ridge.leave_one_out_errors(values, alphas)
         chosen.append(errors.choose(one_standard_error=one_standard_error))
-        predictions[test] = ridge.predict(features[test], targets[train], chosen[-1])
+        predictions[test] = ridge.predict(table.centred(table.features, test, part.rows), values, chosen[-1])
     return predictions, np.stack(chosen)
 
 
-def _inner_errors(table: FoldTable, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]) -> dict[int, AlphaErrors]:
-    """For every fold, errors of predicting each other fold from the rest; the fit without two folds serves both."""
-    if len(table.names) < 3:
-        raise ValueError(
-            "Alphas cannot be chosen by inner folds with 2 folds, as one is left; use three or more, or choice='leave_one_out'."
-        )
+def _inner_errors(
+    table: FoldTable,
+    targets: Float[np.ndarray, "n targets"],
+    alphas: Sequence[float],
+    groups: Int[np.ndarray, " n"] | None,
+    seed: int,
+) -> dict[int, AlphaErrors]:
+    """For every fold, errors of predicting the folds of its training part from one another."""
     errors: dict[int, list[np.ndarray]] = {fold: [] for fold in table.names}
-    for one, other in combinations(table.names, 2):
-        train = (table.folds != one) & (table.folds != other)
-        ridge = Ridge.of(table.without(one, other), table.place)
-        for outer, held in ((one, table.folds == other), (other, table.folds == one)):
-            path = ridge.predict_path(table.features[held], targets[train], alphas)
-            errors[outer].append(np.mean((path - targets[held]) ** 2, axis=1))
+    for part in table.inner_training_sets(groups, seed):
+        for fold, error in _path_error(table, part, targets, alphas):
+            errors[fold].append(error)
     return {fold: AlphaErrors.of_folds(check_alphas(alphas), np.stack(found)) for fold, found in errors.items()}
 
 
-def _ridge(table: FoldTable, fold: int) -> Ridge:
-    return Ridge.of(table.without(fold), table.place)
+def _path_error(
+    table: FoldTable, part: TrainingSet, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]
+) -> list[tuple[int, Float[np.ndarray, "alphas targets"]]]:
+    """Mean squared error on what is held out of a training set, and the fold for whose sake it is."""
+    ridge, values = Ridge.of(part.features, table.place), table.centred(targets, part.rows, part.rows)
+    errors = []
+    for fold, held in part.held:
+        path = ridge.predict_path(table.centred(table.features, held, part.rows), values, alphas)
+        errors.append((fold, np.mean((path - table.centred(targets, held, part.rows)) ** 2, axis=1)))
+    return errors
 
 
 def _check_targets(targets: Float[np.ndarray, "n targets"]) -> None:

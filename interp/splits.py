@@ -7,10 +7,7 @@ from typing import Self
 import numpy as np
 from jaxtyping import Int
 
-from interp.ridge import grouped_folds
-
-TRAIN_ONLY = -1
-"""Fold of a task that is trained on and never tested."""
+from interp.folds import TRAIN_ONLY, grouped_folds
 
 
 @dataclass(frozen=True, eq=False)

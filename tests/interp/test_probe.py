@@ -144,7 +144,7 @@ def test_labels_that_cannot_be_probed_are_named(tmp_path, random):
     store = make_store(tmp_path / "a.h5", random.normal(size=(20, 5)), np.full(20, 7))
     with pytest.raises(ValueError, match=r"'utility' has 20 tasks and values from 1 to 1"):
         probe_sweep(store, make_labels(np.ones(20)))
-    with pytest.raises(KeyError, match="no rows for 'task20', 'task21'"):
+    with pytest.raises(KeyError, match="no rows for 2 of 22 tasks with labels: 'task20', 'task21'"):
         probe_sweep(store, make_labels(np.arange(22.0)))
     with pytest.raises(ValueError, match="more than one value"):
         probe_sweep(store, pd.concat([make_labels(np.arange(20.0))] * 2))

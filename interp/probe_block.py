@@ -1,0 +1,241 @@
+"""What all probes of a sweep share: the tasks of some targets, their split, their permutations, and the bootstrap of scores."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+
+from interp.folds import FoldTable
+from interp.kinds import Columns, Fitting
+from interp.likelihood import Choices
+from interp.probe_scores import Bootstrap, share_at_least
+from interp.shifted import Place
+from interp.splits import Split
+
+Splitter = Callable[[Sequence[str]], Split]
+"""From task ids to a split, such as `lambda ids: Split.leave_one_out(ids, origins)`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """One set of features and one target: scores, held-out predictions and squared errors, and R2 under each permutation."""
+
+    scores: dict[str, float]
+    predicted: Float[np.ndarray, " tested"]
+    truth: Float[np.ndarray, " tested"]
+    error: Float[np.ndarray, " tested"]
+    baseline: Float[np.ndarray, " tested"]
+    null: Float[np.ndarray, " permutations"]
+
+
+def middle(scored: Sequence[Scored]) -> Scored:
+    """Of several variants, the one with the median R2."""
+    return sorted(scored, key=lambda each: each.scores["r2"])[len(scored) // 2]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """Targets of the same tasks.
+
+    Attributes
+    ----------
+    columns
+        For each target its values, then their permutations.
+    demean
+        Group of every task whose mean is taken off.
+    ceilings
+        Highest R2 that the uncertainty of each target's labels allows; missing where it is not known.
+    """
+
+    task_ids: list[str]
+    targets: list[str]
+    columns: Columns
+    split: Split
+    demean: Int[np.ndarray, " tasks"] | None
+    bootstrap: Bootstrap
+    ceilings: list[float]
+    fitting: Fitting
+    place: Place
+
+    @classmethod
+    def make(
+        cls,
+        labels: pd.DataFrame,
+        split: Splitter,
+        demean: Mapping[str, str] | None,
+        choices: pd.DataFrame | None,
+        *,
+        fitting: Fitting,
+        place: Place,
+        permutations: int,
+        resamples: int,
+    ) -> "Block":
+        """Of labels `(tasks, targets)`."""
+        targets = list(dict.fromkeys(labels["target"]))
+        task_ids = labels.loc[labels["target"] == targets[0], "task_id"].tolist()
+        divided = split(task_ids)
+        shuffles = _shuffles(divided.clusters, permutations, fitting.seed)
+        columns, ceilings = [], []
+        for target in targets:
+            part = labels[labels["target"] == target].set_index("task_id").loc[task_ids]
+            values = varying(part, str(target))
+            noise = part["se"].to_numpy(dtype=float) ** 2  # missing where it is not known; so is the ceiling then
+            ceilings.append(float(np.clip(1 - noise.mean() / values.var(ddof=1), 0, 1)))
+            if fitting.tells_classes_apart:
+                values, ceilings[-1] = _classes(values), np.nan
+                _check_classes(values, divided, str(target))
+            columns.append(values[shuffles])
+        return cls(
+            task_ids,
+            [str(target) for target in targets],
+            Columns(
+                np.concatenate(columns, axis=1),
+                _choices(choices, task_ids, np.tile(shuffles, len(targets))) if fitting.kind == "bradley_terry" else None,
+                divided.clusters,
+            ),
+            divided,
+            None if demean is None else np.unique([demean[task_id] for task_id in task_ids], return_inverse=True)[1],
+            Bootstrap.of(divided.clusters[divided.tested], resamples, fitting.seed),
+            ceilings,
+            fitting,
+            place,
+        )
+
+    def score(self, features: Float[np.ndarray, "tasks d"]) -> list[Scored]:
+        """Probes from these features, one result a target."""
+        table = FoldTable.of(features, self.split.folds, self.place, self.demean)
+        values, tested = self.columns.values, self.split.tested
+        predicted, chosen = self.fitting.predict(table, self.columns)
+        truth, mean = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+        for fold in table.names:
+            test, train = table.folds == fold, table.folds != fold
+            truth[test] = table.centred(values, test, train)
+            mean[test] = table.centred(values, train, train).mean(axis=0)
+        error, baseline = ((truth - guess)[tested] ** 2 for guess in (predicted, mean))
+        r2 = 1 - error.sum(axis=0) / baseline.sum(axis=0)
+        width = values.shape[1] // len(self.targets)
+        found = []
+        for number in range(len(self.targets)):
+            column, null = number * width, r2[number * width + 1 : (number + 1) * width]
+            actual, guess = truth[tested, column], predicted[tested, column]
+            scores = {"n": float(len(tested))} | self.bootstrap.r2(error[:, column], baseline[:, column])
+            scores |= self.bootstrap.correlations(actual, guess) | self.bootstrap.pairwise_accuracy(actual, guess)
+            if self.columns.choices is not None:
+                scores |= self._choice_accuracy(self.columns.choices, predicted[:, column])
+            scores["alpha"] = float(np.median([each[column] for each in chosen]))
+            scores["ceiling"] = self.ceilings[number]
+            if len(null):
+                scores["shuffled_r2"] = float(null.mean())
+                scores["shuffled_r2_95"] = float(np.quantile(null, 0.95))
+                scores["p_value"] = share_at_least(null, float(r2[column]))
+            found.append(Scored(scores, guess, actual, error[:, column], baseline[:, column], null))
+        return found
+
+    def gain(self, scored: Scored, over: Scored) -> dict[str, float]:
+        """R2 above another set of features, with an interval paired over tasks."""
+        return self.bootstrap.gain(over.error, scored.error, scored.baseline)
+
+    def predictions(self, scored: Scored, where: Mapping[str, Any]) -> pd.DataFrame:
+        """Held-out predictions as a table."""
+        tested = self.split.tested
+        return pd.DataFrame(
+            {"task_id": [self.task_ids[number] for number in tested]}
+            | dict(where)
+            | {"fold": self.split.folds[tested], "value": scored.truth, "predicted": scored.predicted}
+        )
+
+    def _choice_accuracy(self, choices: Choices, predicted: Float[np.ndarray, " tasks"]) -> dict[str, float]:
+        """Share of the choices between tested tasks, each predicted without itself, that go as predicted."""
+        place = np.full(len(predicted), -1)
+        place[self.split.tested] = np.arange(len(self.split.tested))
+        both = (place[choices.pairs] >= 0).all(axis=1)
+        first, second = choices.pairs[both].T
+        side = np.sign(predicted[first] - predicted[second])
+        right = (1 + side * (2 * choices.share[both] - 1)) / 2
+        return self.bootstrap.pairs("choice_accuracy", place[first], place[second], right, choices.weight[both])
+
+
+def varying(labels: pd.DataFrame, target: str) -> Float[np.ndarray, " n"]:
+    """Values of one target.
+
+    Raises
+    ------
+    ValueError
+        There are fewer than three, or all are the same.
+    """
+    values = labels["value"].to_numpy(dtype=float)
+    if len(values) < 3 or np.ptp(values) == 0:
+        raise ValueError(
+            f"Target {target!r} has {len(values)} tasks and values from {values.min(initial=np.inf):g} to "
+            f"{values.max(initial=-np.inf):g}; a probe needs at least three tasks with different values."
+        )
+    return values
+
+
+def _shuffles(clusters: Int[np.ndarray, " tasks"], permutations: int, seed: int) -> Int[np.ndarray, "tasks columns"]:
+    """Which task's labels each task has: its own, then those of permutations that keep clusters together.
+
+    Clusters are lined up in random order, with their tasks in random order, along the tasks in the order of their clusters;
+    where all have one task these are all permutations, and where all have as many they are exchanged whole.
+    """
+    random = np.random.default_rng([seed, 1])
+    home = np.argsort(clusters, kind="stable")
+    shuffles = np.tile(np.arange(len(clusters))[:, None], 1 + permutations)
+    for number in range(1, 1 + permutations):
+        place = random.permutation(clusters.max() + 1)
+        shuffles[home, number] = np.lexsort((random.random(len(clusters)), place[clusters]))
+    return shuffles
+
+
+def _classes(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """1 for the greater of two values; of more values, for those above the median."""
+    cut = values.min() if len(np.unique(values)) == 2 else np.median(values)
+    return (values > cut).astype(float)
+
+
+def _check_classes(classes: Float[np.ndarray, " n"], split: Split, target: str) -> None:
+    sizes = [int(classes[split.folds != fold].sum()) for fold in range(len(split.names))]
+    for name, fold, size in zip(split.names, range(len(split.names)), sizes, strict=True):
+        n = int((split.folds != fold).sum())
+        if not 2 <= size <= n - 2:
+            raise ValueError(
+                f"Without {name}, {size} of {n} tasks are in the upper class of {target!r}; a probe of classes needs two or "
+                "more on either side. Use ridge, or another split."
+            )
+
+
+def _choices(choices: pd.DataFrame | None, task_ids: Sequence[str], shuffles: Int[np.ndarray, "tasks columns"]) -> Choices:
+    """Choices between these tasks, both orders and all repetitions of a pair together; a tie is half a win.
+
+    Raises
+    ------
+    ValueError
+        There are none, or no task is in two of them.
+    """
+    if choices is None or not {"first", "second", "p_first"}.issubset(choices):
+        found = "none are given" if choices is None else f"these have the columns {list(choices)}"
+        raise ValueError(
+            f"A Bradley-Terry probe is fitted to choices, and {found}; expected a table with first, second and p_first, as "
+            "from choice.comparisons."
+        )
+    place = {task_id: number for number, task_id in enumerate(task_ids)}
+    usable = choices["first"].isin(place) & choices["second"].isin(place)
+    if "outcome" in choices:
+        usable &= choices["outcome"] == "chose"
+    part = choices[usable]
+    if part.empty:
+        raise ValueError(
+            f"None of {len(choices)} choices is between two of the {len(task_ids)} labelled tasks and was made; expected the "
+            "choices that the labels were fitted to."
+        )
+    first, second = (part[side].map(place).to_numpy() for side in ("first", "second"))
+    tied = part["p_tie"].to_numpy(dtype=float) if "p_tie" in part else 0.0
+    counted = part["weight"].to_numpy(dtype=float) if "weight" in part else np.ones(len(part))
+    won = part["p_first"].to_numpy(dtype=float) + tied / 2
+    won = np.where(first < second, won, 1 - won)
+    pairs, number = np.unique(np.sort(np.stack([first, second], axis=1), axis=1), axis=0, return_inverse=True)
+    weight = np.bincount(number.ravel(), counted)
+    return Choices(pairs, np.bincount(number.ravel(), counted * won) / weight, weight, np.argsort(shuffles, axis=0))
