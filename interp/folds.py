@@ -51,6 +51,32 @@ def grouped_folds(
     return fold_of_group[members]
 
 
+def less_group_means(
+    values: Float[np.ndarray, "n columns"],
+    groups: Int[np.ndarray, " n"] | None,
+    rows: Bool[np.ndarray, " n"],
+    train: Bool[np.ndarray, " n"],
+) -> Float[np.ndarray, "rows columns"]:
+    """Some rows of a table, less the means of their groups over the training rows; without groups, as they are.
+
+    Raises
+    ------
+    ValueError
+        A group has no training row.
+    """
+    if groups is None:
+        return values[rows]
+    sizes = np.bincount(groups[train], minlength=groups.max() + 1)
+    if not sizes[groups[rows]].all():
+        raise ValueError(
+            "A group whose mean is to be taken off is held out whole, so its mean is not known; split by task, or do not "
+            "demean."
+        )
+    sums = np.zeros((len(sizes), values.shape[1]))
+    np.add.at(sums, groups[train], values[train])
+    return values[rows] - (sums / np.maximum(sizes, 1)[:, None])[groups[rows]]
+
+
 @dataclass(frozen=True, eq=False)
 class Standardised:
     """A training set of features: each with mean zero and standard deviation 1 there, or zero where it is constant.
@@ -206,24 +232,8 @@ class FoldTable:
     def centred(
         self, values: Float[np.ndarray, "n columns"], rows: Bool[np.ndarray, " n"], train: Bool[np.ndarray, " n"]
     ) -> Float[np.ndarray, "rows columns"]:
-        """Some rows of any table, less the means of their groups over the training rows, if groups are demeaned.
-
-        Raises
-        ------
-        ValueError
-            A group has no training row.
-        """
-        if self.demean is None:
-            return values[rows]
-        sizes = np.bincount(self.demean[train], minlength=self.demean.max() + 1)
-        if not sizes[self.demean[rows]].all():
-            raise ValueError(
-                "A group whose mean is to be taken off is held out whole, so its mean is not known; split by task, or do not "
-                "demean."
-            )
-        sums = np.zeros((len(sizes), values.shape[1]))
-        np.add.at(sums, self.demean[train], values[train])
-        return values[rows] - (sums / np.maximum(sizes, 1)[:, None])[self.demean[rows]]
+        """Some rows of any table, less the means of their groups over the training rows, if groups are demeaned."""
+        return less_group_means(values, self.demean, rows, train)
 
     def without(self, *left_out: int) -> Standardised:
         """Training set of all the folds but these, standardised on itself alone."""

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 
-from interp.folds import FoldTable
+from interp.folds import FoldTable, less_group_means
 from interp.kinds import Columns, Fitting
 from interp.likelihood import Choices
-from interp.probe_scores import Bootstrap, share_at_least
+from interp.probe_scores import Bootstrap, Order, share_at_least
 from interp.shifted import Place
 from interp.splits import Split
 
@@ -107,22 +108,16 @@ class Block:
     def score(self, features: Float[np.ndarray, "tasks d"]) -> list[Scored]:
         """Probes from these features, one result a target."""
         table = FoldTable.of(features, self.split.folds, self.place, self.demean)
-        values, tested = self.columns.values, self.split.tested
         predicted, chosen = self.fitting.predict(table, self.columns)
-        truth, mean = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
-        for fold in table.names:
-            test, train = table.folds == fold, table.folds != fold
-            truth[test] = table.centred(values, test, train)
-            mean[test] = table.centred(values, train, train).mean(axis=0)
-        error, baseline = ((truth - guess)[tested] ** 2 for guess in (predicted, mean))
+        (truth, baseline), tested, width = self._tested, self.split.tested, self._width
+        error = (truth - predicted[tested]) ** 2
         r2 = 1 - error.sum(axis=0) / baseline.sum(axis=0)
-        width = values.shape[1] // len(self.targets)
         found = []
         for number in range(len(self.targets)):
             column, null = number * width, r2[number * width + 1 : (number + 1) * width]
-            actual, guess = truth[tested, column], predicted[tested, column]
+            actual, guess = truth[:, column], predicted[tested, column]
             scores = {"n": float(len(tested))} | self.bootstrap.r2(error[:, column], baseline[:, column])
-            scores |= self.bootstrap.correlations(actual, guess) | self.bootstrap.pairwise_accuracy(actual, guess)
+            scores |= self.bootstrap.correlations(actual, guess) | self._orders[number].pairwise_accuracy(guess)
             if self.columns.choices is not None:
                 scores |= self._choice_accuracy(self.columns.choices, predicted[:, column])
             scores["alpha"] = float(np.median([each[column] for each in chosen]))
@@ -133,6 +128,27 @@ class Block:
                 scores["p_value"] = share_at_least(null, float(r2[column]))
             found.append(Scored(scores, guess, actual, error[:, column], baseline[:, column], null))
         return found
+
+    @property
+    def _width(self) -> int:
+        return self.columns.values.shape[1] // len(self.targets)
+
+    @cached_property
+    def _tested(self) -> tuple[Float[np.ndarray, "tested columns"], Float[np.ndarray, "tested columns"]]:
+        """What is predicted, and the squared error of predicting the training mean."""
+        values, folds = self.columns.values, self.split.folds
+        truth, mean = np.full(values.shape, np.nan), np.full(values.shape, np.nan)
+        for fold in range(len(self.split.names)):
+            test, train = folds == fold, folds != fold
+            truth[test] = less_group_means(values, self.demean, test, train)
+            mean[test] = less_group_means(values, self.demean, train, train).mean(axis=0)
+        truth, mean = truth[self.split.tested], mean[self.split.tested]
+        return truth, (truth - mean) ** 2
+
+    @cached_property
+    def _orders(self) -> list[Order]:
+        truth, _ = self._tested
+        return [self.bootstrap.order(truth[:, number * self._width]) for number in range(len(self.targets))]
 
     def gain(self, scored: Scored, over: Scored) -> dict[str, float]:
         """R2 above another set of features, with an interval paired over tasks."""

@@ -58,18 +58,12 @@ class Bootstrap:
         resampled = covariance / np.sqrt(np.maximum(spread, 1e-300))
         return {name: float(np.corrcoef(x, y)[0, 1])} | interval(name, resampled)
 
-    def pairwise_accuracy(self, truth: Float[np.ndarray, " tasks"], predicted: Float[np.ndarray, " tasks"]) -> dict[str, float]:
-        """Share of task pairs put in the right order; a tied prediction is half right."""
-        name = "pairwise_accuracy"
-        sign = np.sign(truth[:, None] - truth[None, :])
-        guess = np.sign(predicted[:, None] - predicted[None, :])
-        decided = (sign != 0).astype(float)
-        right = decided * (1 + sign * guess) / 2
-        if not decided.any():
-            return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
-        pairs = ((self.counts @ decided) * self.counts).sum(axis=1)
-        resampled = ((self.counts @ right) * self.counts).sum(axis=1) / np.maximum(pairs, 1e-300)
-        return {name: float(right.sum() / decided.sum())} | interval(name, resampled)
+    def order(self, truth: Float[np.ndarray, " tasks"]) -> "Order":
+        """The order of the tasks, of which predictions can be right or wrong."""
+        sign = np.sign(truth[:, None] - truth[None, :]).astype(np.float32)
+        decided = (sign != 0).astype(np.float32)
+        counts = self.counts.astype(np.float32)
+        return Order(sign, counts, float(decided.sum()), ((counts @ decided) * counts).sum(axis=1, dtype=float))
 
     def pairs(
         self,
@@ -85,6 +79,33 @@ class Bootstrap:
         drawn = self.counts[:, first] * self.counts[:, second] * weight
         resampled = drawn @ scored / np.maximum(drawn.sum(axis=1), 1e-300)
         return {name: float(weight @ scored / weight.sum())} | interval(name, resampled)
+
+
+@dataclass(frozen=True, eq=False)
+class Order:
+    """The order of tested tasks in the truth, one for all predictions of it.
+
+    Attributes
+    ----------
+    sign
+        Of the difference of two tasks.
+    pairs, drawn
+        Number of ordered pairs that differ, and of those in each resample.
+    """
+
+    sign: Float[np.ndarray, "tasks tasks"]
+    counts: Float[np.ndarray, "resamples tasks"]
+    pairs: float
+    drawn: Float[np.ndarray, " resamples"]
+
+    def pairwise_accuracy(self, predicted: Float[np.ndarray, " tasks"]) -> dict[str, float]:
+        """Share of task pairs put in the right order; a tied prediction is half right."""
+        name = "pairwise_accuracy"
+        if not self.pairs:
+            return {name: np.nan, f"{name}_low": np.nan, f"{name}_high": np.nan}
+        agrees = self.sign * np.sign(predicted[:, None] - predicted[None, :]).astype(np.float32)
+        resampled = ((self.counts @ agrees) * self.counts).sum(axis=1, dtype=float) / np.maximum(self.drawn, 1)
+        return {name: float((1 + agrees.sum(dtype=float) / self.pairs) / 2)} | interval(name, (1 + resampled) / 2)
 
 
 def interval(name: str, resampled: Float[np.ndarray, " resamples"]) -> dict[str, float]:

@@ -8,6 +8,8 @@ import tracemalloc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,8 +21,11 @@ from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from experiments.bench.timing import interleaved, ratio, result
+from interp import probe_sweep
 from interp.ridge import Choice, cross_predict, cross_predict_path, grouped_folds
 from interp.shifted import Precision
+from store import ActivationStore, ActivationWriter, Slots, StoreHeader
+from store.provenance import ModelIdentity
 
 _OURS, _LOOP, _MATRIX = "penchant", "scikit-learn Ridge per fold x alpha", "scikit-learn Ridge per fold x alpha, all columns"
 _INNER = "penchant, inner folds"
@@ -98,9 +103,10 @@ def main(arguments: Sequence[str]) -> None:
         permutations: int = 100,
         looped: int = 1,
         rounds: int = 5,
-        sweep_tables: int = 90,
+        sweep_tasks: int = 2000,
+        sweep_layers: int = 30,
+        sweep_positions: int = 3,
         sweep_width: int = 576,
-        sweep_alphas: int = 20,
         threads: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -118,8 +124,8 @@ def main(arguments: Sequence[str]) -> None:
             Columns that the loop over columns is timed on; its seconds are scaled to all of them.
         rounds
             Contestants take turns in each. The work of many columns is done once in two.
-        sweep_tables, sweep_width, sweep_alphas
-            Layers times positions of the sweep, their features, and its penalties; one target and the permutations.
+        sweep_tasks, sweep_layers, sweep_positions, sweep_width
+            Of a whole sweep of one target and its permutations, with the default penalties, five folds and baselines.
         threads
             Of linear algebra, for everyone. Default: as many as cores.
         seed
@@ -127,7 +133,7 @@ def main(arguments: Sequence[str]) -> None:
         """
         with threadpool_limits(threads):
             work = Work.simulated(n, width, targets, permutations, alphas=alphas, folds=folds, seed=seed)
-            sweep = Sweep(sweep_tables, n, sweep_width, permutations, sweep_alphas, folds, seed)
+            sweep = Sweep(sweep_tasks, sweep_layers, sweep_positions, sweep_width, permutations, seed)
             run(work, sweep, looped=looped, rounds=rounds, threads=threads)
 
     tyro.cli(command, args=list(arguments), prog="python -m experiments.bench probe")
@@ -156,13 +162,13 @@ def run(work: Work, sweep: "Sweep", *, looped: int, rounds: int, threads: int | 
     print(f"{n:,} rows, {d:,} features, {len(work.alphas)} alphas, {len(np.unique(work.folds))} folds")
     print(pd.DataFrame(table).to_string(index=False, float_format="{:.4g}".format, na_rep="-"))
     print(f"scaled: a loop over {work.columns.shape[1]:,} columns, timed on {looped} of them")
-    sweeps = {dtype: sweep.run(dtype) for dtype in _PRECISIONS}
+    sweeps = sweep.run()
     print(
-        f"a sweep of {sweep.tables} tables of {sweep.n:,} x {sweep.width}, {1 + sweep.permutations} columns, {sweep.alphas} "
-        f"alphas, {sweep.folds} folds:"
+        f"probe_sweep of {sweep.layers} layers x {sweep.positions} positions, {sweep.tasks:,} tasks x {sweep.width} features, "
+        f"{sweep.permutations} permutations:"
     )
     for dtype, found in sweeps.items():
-        print(f"  {dtype}: {found['seconds']:.1f} s; arrays of one table and its probes, at most {found['peak_gb']:.2f} GB")
+        print(f"  {dtype}: {found['seconds']:.1f} s; arrays while one table is probed, at most {found['peak_gb']:.2f} GB")
     print(
         result("probe", speedup, spread, {"sweep": sweeps}, f"{platform.machine()}, {os.cpu_count()} cores, {threads} threads")
     )
@@ -263,30 +269,55 @@ def _check(name: str, found: Mapping[str, np.ndarray], work: Work) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One target and its permutations, probed in table after table of activations, of which one is in memory at a time."""
+    """A whole `probe_sweep` of one target: every layer and position of a store, with baselines, permutations and intervals."""
 
-    tables: int
-    n: int
+    tasks: int
+    layers: int
+    positions: int
     width: int
     permutations: int
-    alphas: int
-    folds: int
     seed: int
 
-    def run(self, dtype: Precision) -> dict[str, float]:
-        """Seconds of probing, and the most memory that arrays took with one table, its columns and its probes."""
-        seconds = 0.0
-        for number in range(self.tables):
-            work = self._table(number, dtype)
-            started = time.perf_counter()
-            _ours(work)
-            seconds += time.perf_counter() - started
+    def run(self) -> dict[str, dict[str, float]]:
+        """Seconds in each precision, and the most memory that arrays take while one layer and position is probed."""
+        with TemporaryDirectory() as folder:
+            store, labels = self._store(Path(folder) / "activations.h5"), self._labels()
+            return {dtype: self._timed(store, labels, dtype) for dtype in _PRECISIONS}
+
+    def _timed(self, store: ActivationStore, labels: pd.DataFrame, dtype: Precision) -> dict[str, float]:
+        started = time.perf_counter()
+        probe_sweep(store, labels, permutations=self.permutations, dtype=dtype, seed=self.seed)
+        seconds = time.perf_counter() - started
         tracemalloc.start()
-        _ours(self._table(0, dtype))
+        where = {"layers": store.header.layers[-1:], "positions": store.header.positions[:1]}
+        probe_sweep(store, labels, **where, permutations=self.permutations, dtype=dtype, seed=self.seed)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return {"seconds": seconds, "peak_gb": peak / 1e9}
 
-    def _table(self, number: int, dtype: Precision) -> Work:
-        shape = {"alphas": self.alphas, "folds": self.folds, "seed": self.seed + number}
-        return Work.simulated(self.n, self.width, 1, self.permutations, **shape).cut(1 + self.permutations, dtype)
+    def _store(self, path: Path) -> ActivationStore:
+        """Rows that are correlated over tasks, as those of a model are, in the format that it is cached in."""
+        names = self._names
+        positions = tuple(f"position {number}" for number in range(self.positions))
+        model = ModelIdentity("made up", "none", "none")
+        header = StoreHeader(model, "none", "none", "none", "bfloat16", self.width, tuple(range(self.layers)), positions)
+        random = np.random.default_rng(self.seed)
+        shared = random.normal(size=(self.tasks, self.width)) * np.exp(random.normal(size=self.width))
+        with ActivationWriter.resume(path, header, Slots(names, names)) as writer:
+            rows = {
+                (layer, position): (shared + random.normal(size=shared.shape)).astype(np.float32)
+                for layer in header.layers
+                for position in positions
+            }
+            token_index = {position: np.full(self.tasks, -1) for position in positions}
+            writer.write(np.arange(self.tasks), rows, random.integers(5, 50, self.tasks), token_index)
+        return ActivationStore(path)
+
+    def _labels(self) -> pd.DataFrame:
+        values = np.random.default_rng([self.seed, 1]).normal(size=self.tasks)
+        known = {"value": values, "se": 0.1, "low": values, "high": values, "n": 1, "method": "made up"}
+        return pd.DataFrame({"task_id": self._names, "target": "utility"} | known)
+
+    @property
+    def _names(self) -> list[str]:
+        return [f"task{number}" for number in range(self.tasks)]

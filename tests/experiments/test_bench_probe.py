@@ -12,7 +12,7 @@ from experiments.bench.__main__ import main
 
 def test_probes_are_benchmarked_against_peers_that_predict_the_same(capsys):
     small = "--n 60 --width 70 --alphas 3 --folds 3 --targets 2 --permutations 2 --looped 2 --rounds 2"
-    sweep = "--sweep-tables 2 --sweep-width 20 --sweep-alphas 3 --threads 1"
+    sweep = "--sweep-tasks 40 --sweep-layers 2 --sweep-positions 2 --sweep-width 20 --threads 1"
     assert main(["probe", *small.split(), *sweep.split()]) == 0
     *table, last = capsys.readouterr().out.strip().splitlines()
     found = json.loads(last)
