@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "active_learning": "Utilities of many tasks from few comparisons, asked batch by batch until the ranking is stable.",
     "bail": "At every turn of a conversation, would the model leave? Beside conversations that nobody should leave.",
     "calibration": "Are the intervals and tests right? Studied on a frozen table of real answers, at no model cost.",
+    "cross_probe": "Do probes of one target, wording, persona, layer or position read the others? By one direction?",
     "opt_out": "Which tasks would the model sooner not do? Beside requests that nobody should decline.",
     "position_bias": "How much of a choice is its order of showing, template by template, and what one order alone is worth.",
     "ranking_methods": "Which way of choosing comparisons ranks tasks with the fewest of them; judges whose truth is known.",

@@ -23,6 +23,7 @@ from elicit.reliability.drawing import (
     plain_style,
 )
 from experiments.dose_response import DoseResponse
+from interp.cross_probe import CrossProbe
 from interp.probe import RESIDUAL, ProbeSweep
 from store import layer_name
 
@@ -34,6 +35,7 @@ __all__ = [
     "ORANGE",
     "PURPLE",
     "agreement_figure",
+    "cross_probe_figure",
     "dose_figure",
     "forest",
     "heatmap",
@@ -184,6 +186,36 @@ def probe_map(sweep: ProbeSweep, targets: Sequence[str]) -> Figure:
     panels[0].set_ylabel("layer (residual stream after the block)")
     assert image is not None
     figure.colorbar(image, ax=list(panels), label="held-out R²; dot: beats every baseline", shrink=0.8)
+    return figure
+
+
+def cross_probe_figure(crossed: CrossProbe, axis: str) -> Figure:
+    """What probes of each view read in the others, with intervals, beside cosines, as measured and corrected for noise."""
+    names, n = list(crossed.names), len(crossed.names)
+    r, low, high = (crossed.matrix(f"pearson{end}").to_numpy() for end in ("", "_low", "_high"))
+    cosine, corrected, halves = (crossed.matrix(column).to_numpy() for column in ("cosine", "corrected", "split_half"))
+    intervals = [[f"[{low[row, column]:.2f}, {high[row, column]:.2f}]" for column in range(n)] for row in range(n)]
+    known = [["(noisy)" if value != value else f"({value:.2f})" for value in row] for row in corrected]
+    for number in range(n):
+        known[number][number] = f"halves {halves[number, number]:.2f}"
+    longest = max(map(len, names))
+    figure = Figure(figsize=(2.2 + 0.16 * longest + 1.8 * n, 1.5 + 0.055 * longest + 0.62 * n), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = (f"Read on held-out tasks (n={crossed.n})", "Cosine (corrected for noise)")
+    image = None
+    for axes, title, values, notes in zip(panels, titles, (r, cosine), (intervals, known), strict=True):
+        image = axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
+        for row, column in np.ndindex(n, n):
+            colour = "white" if abs(values[row, column]) > 0.6 else "black"
+            text = f"{values[row, column]:.2f}\n{notes[row][column]}"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7.5, color=colour)
+        axes.set_xticks(range(n), names, rotation=20 if longest > 16 else 0, fontsize=8)
+        axes.set_yticks(range(n), names, fontsize=8)
+        axes.set_title(title, fontsize=9)
+    panels[0].set(ylabel="probe trained on", xlabel="read in")
+    assert image is not None
+    figure.colorbar(image, ax=list(panels), label="r; cosine", shrink=0.8)
+    figure.suptitle(f"Probes across {axis}", fontsize=10)
     return figure
 
 

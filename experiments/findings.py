@@ -9,6 +9,7 @@ import pandas as pd
 
 from elicit.reliability import Agreement, HoldOut, PositionBias
 from experiments.dose_response import CONTROLS_NEEDED, DoseResponse
+from interp.kinds import KINDS, Kind
 from interp.probe import RESIDUAL, ProbeSweep
 from store import Estimate, layer_name
 from store.estimates import POWER_FACTOR
@@ -101,19 +102,35 @@ def agreement_finding(agreement: Agreement, scales_agree: Estimate | None) -> Fi
     )
 
 
-def probe_finding(sweep: ProbeSweep, target: str) -> Finding:
+def probe_finding(sweep: ProbeSweep, target: str, kind: Kind = "ridge") -> Finding:
     """The best probe beside its baselines."""
     best = sweep.best(target)
     table = sweep.table[sweep.table["target"] == target]
-    baselines = table[table["features"] != RESIDUAL]
-    others = ", ".join(f"{row['features']} {_scored(row, 'r2')}" for _, row in baselines.iterrows())
-    n_probes = int((table["features"] == RESIDUAL).sum())
+    baselines = table[(table["features"] != RESIDUAL) & table["layer"].isna()]
+    against = ", ".join(f"{row['features']} {_scored(row, 'r2')}" for _, row in baselines.iterrows())
     return Finding(
         f"Probe: {_spaced(target)}",
-        f"The best of {n_probes} ridge probes ({layer_name(int(best['layer']))}, {best['position']}) reaches a held-out R² of "
-        f"{_scored(best, 'r2')}; {_probe_verdict(best)} Baselines: {others}, shuffled labels {best['shuffled_r2']:+.2f}.",
+        f"The best of {len(sweep.probes(target))} {KINDS[kind]} probes ({layer_name(int(best['layer']))}, {best['position']}) "
+        f"reaches a held-out R² of {_scored(best, 'r2')}; {_probe_verdict(best)}{_beside(table, best)} Baselines: {against}, "
+        f"shuffled labels {best['shuffled_r2']:+.2f}.",
         f"probe_{target}",
     )
+
+
+def beats_baselines(best: pd.Series) -> bool:
+    """Whether the best probe is better than permuted labels allow anywhere, and than its strongest baseline."""
+    return bool(best["p_best"] <= 0.05 and best["gain_low"] > 0)
+
+
+def _beside(table: pd.DataFrame, best: pd.Series) -> str:
+    """The same probe of other models' activations."""
+    same = table["layer"].eq(best["layer"]) & table["position"].eq(best["position"]) & table["features"].ne(RESIDUAL)
+    said = []
+    for _, row in table[same].iterrows():
+        name = f"gain over {row['features']}"
+        verdict = "so more is known here" if best[f"{name}_low"] > 0 else "so no more is shown to be known here"
+        said.append(f" Activations of {row['features']} there reach {_scored(row, 'r2')} ({_scored(best, name)}, {verdict}).")
+    return "".join(said)
 
 
 def _probe_verdict(best: pd.Series) -> str:

@@ -26,16 +26,24 @@ class RunDirectory:
     ----------
     settings
         Resolved settings; `settings.out` is the folder, created if absent.
+    log
+        Of answers, if it is that of another run directory.
     """
 
-    def __init__(self, settings: RunSettings) -> None:
+    def __init__(self, settings: RunSettings, log: MeasurementLog | None = None) -> None:
         self.path = settings.out
         self.settings = settings
         for name in ("activations", "tables", "figures", "directions"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         resolved = json.loads(settings.model_dump_json())
         (self.path / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
-        self.log = MeasurementLog(self.path / "measurements.sqlite")
+        self.log = log or MeasurementLog(self.path / "measurements.sqlite")
+
+    def branch(self, name: str) -> "RunDirectory":
+        """A run directory inside this one for the results of one configuration of many, which share the log of this one."""
+        inside = RunDirectory(self.settings.model_copy(update={"out": self.path / name}), self.log)
+        (inside.path / "activations").rmdir()
+        return inside
 
     def activations(self, **identity: Any) -> Path:
         """Path of the activation store for what `identity` describes, so that other settings get another file."""

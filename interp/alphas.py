@@ -9,6 +9,9 @@ from jaxtyping import Float
 DEFAULT_ALPHAS = tuple(10.0 ** np.arange(-1, 8.5, 0.5))
 """Ridge penalties tried by default, on standardised features."""
 
+CLASSIFIER_ALPHAS = tuple(10.0 ** np.arange(-1, 6))
+"""Penalties tried by default for a sum of log losses, on standardised features."""
+
 
 @dataclass(frozen=True, eq=False)
 class AlphaErrors:

@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from interp.alphas import AlphaErrors, check_alphas
+from interp.alphas import CLASSIFIER_ALPHAS, AlphaErrors, check_alphas
 from interp.folds import grouped_folds
-from interp.readout import CLASSIFIER_ALPHAS, LinearClassifier, validate
+from interp.readout import LinearClassifier, validate
 
 _TOLERANCE, _MAX_STEPS = 1e-8, 2000
 

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from interp.probe import fit_probe, task_rows
+from interp.fit import fit_probe
+from interp.probe import task_rows
 from store.activations import ActivationStore
 from store.directions import Direction
 from store.labels import check_labels

@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from interp.alphas import DEFAULT_ALPHAS, AlphaErrors, check_alphas
+from interp.alphas import CLASSIFIER_ALPHAS, DEFAULT_ALPHAS, AlphaErrors, check_alphas
 from interp.bradley_terry import BradleyTerryProbe, differences
 from interp.folds import grouped_folds
-from interp.readout import CLASSIFIER_ALPHAS, LinearClassifier, Readout, check_classes, validate
+from interp.readout import LinearClassifier, Readout, check_classes, validate
 from interp.ridge import Choice, Ridge, held_out_errors
 from interp.shifted import Precision
 

@@ -11,14 +11,21 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import special
 
-from interp.alphas import DEFAULT_ALPHAS, check_alphas
+from interp.alphas import CLASSIFIER_ALPHAS, DEFAULT_ALPHAS, check_alphas
 from interp.folds import FoldTable, TrainingSet
 from interp.likelihood import Basis, ChoiceLoss, Choices, ClassLoss
-from interp.readout import CLASSIFIER_ALPHAS
 from interp.ridge import Choice, predict_folds
 
 Kind = Literal["ridge", "logistic", "mass_mean", "bradley_terry"]
 """`ridge`: onto labels. `logistic`, `mass_mean`: which class. `bradley_terry`: on choices, then put on the scale of labels."""
+
+KINDS: dict[Kind, str] = {
+    "ridge": "ridge",
+    "logistic": "logistic",
+    "mass_mean": "mass-mean",
+    "bradley_terry": "Bradley-Terry",
+}
+"""What they are called in sentences."""
 
 _NO_ALPHA = (0.0,)
 

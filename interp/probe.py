@@ -11,13 +11,12 @@ from tqdm import tqdm
 
 from interp.baselines import baseline_features
 from interp.kinds import Fitting, Kind
-from interp.probe_block import Block, Scored, Splitter, middle, varying
+from interp.probe_block import Block, Scored, Splitter, middle
 from interp.probe_scores import share_at_least
-from interp.ridge import DEFAULT_ALPHAS, Choice, Ridge
+from interp.ridge import Choice
 from interp.shifted import Place, Precision
 from interp.splits import Split
 from store.activations import ActivationStore
-from store.directions import Probe
 from store.labels import check_labels
 from store.layout import layer_name
 
@@ -33,9 +32,9 @@ class ProbeSweep:
     table
         One row per features x target. `features` is `residual` (with layer and position), the name of another store (with
         layer and position), or a baseline: `random activations`, `prompt length`, `origin means`, `length and origins`,
-        `words (TF-IDF)`, the stream at the first layer (`embed/task_mean`), embeddings by name. `r2` is measured against
-        predicting the training mean; every score has a 95 % interval from a bootstrap over tasks, or over groups where tasks
-        are split by group (`_low`, `_high`). `gain` is the R2 above that of the `strongest_baseline`, its interval paired over
+        `words (TF-IDF)`, the stream at the first layer (`embed/task_mean`), embeddings by name. `is_baseline` is also said of
+        the residual stream there. `r2` is measured against predicting the training mean; every score has a 95 % interval from
+        a bootstrap over tasks, or over groups where tasks are split by group (`_low`, `_high`). `gain` is the R2 above that of the `strongest_baseline`, its interval paired over
         tasks; `gain over NAME` is the R2 above another store's probe at the same layer and position. `shuffled_r2` and
         `shuffled_r2_95` are mean and 95th percentile over permuted labels, `p_value` the share of permutations that do as well.
         `ceiling` is the R2 that the labels' own uncertainty allows, missing where that is not known.
@@ -43,19 +42,25 @@ class ProbeSweep:
         Held-out prediction of every task, for the residual rows; `value` is what was predicted (without its group's mean, if
         groups were demeaned).
     max_null
-        For each target, the best R2 over all layers and positions under each permutation.
+        For each target, the best R2 over the layers and positions of `probes` under each permutation.
     """
 
     table: pd.DataFrame
     predictions: pd.DataFrame
     max_null: Mapping[str, Float[np.ndarray, " permutations"]]
 
+    def probes(self, target: str) -> pd.DataFrame:
+        """Rows of the residual stream, less those that are baselines too (unless there are no others)."""
+        rows = self.table[(self.table["target"] == target) & (self.table["features"] == RESIDUAL)]
+        tested = rows[~rows["is_baseline"]]
+        return rows if tested.empty else tested
+
     def best(self, target: str) -> pd.Series:
         """Return the layer and position with the highest R2, with `p_best`: how often permuted labels reach it anywhere.
 
         A best of several scores is optimistic; `p_best` compares it with the best of as many scores of permuted labels.
         """
-        rows = self.table[(self.table["target"] == target) & (self.table["features"] == RESIDUAL)]
+        rows = self.probes(target)
         best = rows.iloc[int(rows["r2"].to_numpy().argmax())].copy()
         best["p_best"] = share_at_least(self.max_null[target], float(best["r2"]))
         return best
@@ -154,7 +159,7 @@ def probe_sweep(
         baselines.append({name: [middle(each) for each in zip(*variants, strict=True)] for name, variants in scored.items()})
     rows: list[dict[str, Any]] = []
     predictions: list[pd.DataFrame] = []
-    nulls: dict[str, list[np.ndarray]] = {}
+    nulls: dict[tuple[str, bool], list[np.ndarray]] = {}
     with tqdm(total=len(layers) * len(positions) * len(blocks), desc="probes", unit="probe", disable=None) as progress:
         for layer in layers:
             for position in positions:
@@ -170,18 +175,22 @@ def probe_sweep(
                         for name, found in elsewhere.items():
                             over = block.gain(scored, found[number])
                             gain |= {key.replace("gain", f"gain over {name}"): value for key, value in over.items()}
-                            rows.append({"features": name, **where, **target, **found[number].scores})
-                        rows.append({"features": RESIDUAL, **where, **target, **scored.scores, **gain})
+                            rows.append({"features": name, **where, **target, **found[number].scores, "is_baseline": True})
+                        same = {"is_baseline": f"{layer_name(layer)}/{position}" in against}
+                        rows.append({"features": RESIDUAL, **where, **target, **scored.scores, **gain, **same})
                         predictions.append(block.predictions(scored, where | target))
-                        nulls.setdefault(block.targets[number], []).append(scored.null)
+                        nulls.setdefault((block.targets[number], same["is_baseline"]), []).append(scored.null)
                     progress.update()
     for block, against in zip(blocks, baselines, strict=True):
         for name, by_target in against.items():
             for target, scored in zip(block.targets, by_target, strict=True):
-                rows.append({"features": name, "layer": np.nan, "position": "", "target": target} | scored.scores)
+                known = {"features": name, "layer": np.nan, "position": "", "target": target, "is_baseline": True}
+                rows.append(known | scored.scores)
     table = pd.DataFrame(rows)
     table.insert(1, "layer_name", [layer_name(int(layer)) if layer == layer else "" for layer in table["layer"]])
-    best_nulls = {target: np.max(each, axis=0) for target, each in nulls.items()}
+    best_nulls = {
+        target: np.max(nulls.get((target, False)) or nulls[target, True], axis=0) for target in dict.fromkeys(labels["target"])
+    }
     return ProbeSweep(table, pd.concat(predictions, ignore_index=True), best_nulls)
 
 
@@ -201,30 +210,6 @@ def task_rows(store: ActivationStore, layer: int, position: str, tasks: Sequence
             f"{position}_mean, or average rows of store.load yourself."
         )
     return store.load(layer, position, tasks)
-
-
-def fit_probe(
-    store: ActivationStore,
-    labels: pd.DataFrame,
-    layer: int,
-    position: str,
-    alphas: Sequence[float] = DEFAULT_ALPHAS,
-) -> Probe:
-    """Fit one ridge probe to all the labels given, alpha chosen by leave-one-out."""
-    labels = check_labels(labels)
-    target = _single_target(labels)
-    values = varying(labels, target)[:, None]
-    ridge = Ridge.decompose(task_rows(store, layer, position, labels["task_id"].tolist()))
-    alpha = ridge.choose_alphas(values, alphas)
-    weights, intercepts = ridge.weights(values, alpha)
-    return Probe(
-        weights[:, 0].astype(np.float32),
-        float(intercepts[0]),
-        layer,
-        position,
-        store.header.model,
-        {"target": target, "alpha": float(alpha[0]), "n_tasks": len(labels)},
-    )
 
 
 def _by_tasks(labels: pd.DataFrame) -> list[pd.DataFrame]:
@@ -255,10 +240,3 @@ def _check_held(store: ActivationStore, labels: pd.DataFrame) -> None:
             f"{', '.join(map(repr, missing[:5]))}{', ...' if len(missing) > 5 else ''}. Capture them, or leave their labels "
             "out."
         )
-
-
-def _single_target(labels: pd.DataFrame) -> str:
-    targets = labels["target"].unique()
-    if len(targets) != 1:
-        raise ValueError(f"Labels have the targets {sorted(targets)}; expected those of one target.")
-    return str(targets[0])

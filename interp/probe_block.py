@@ -86,7 +86,7 @@ class Block:
             noise = part["se"].to_numpy(dtype=float) ** 2  # missing where it is not known; so is the ceiling then
             ceilings.append(float(np.clip(1 - noise.mean() / values.var(ddof=1), 0, 1)))
             if fitting.tells_classes_apart:
-                values, ceilings[-1] = _classes(values), np.nan
+                values, ceilings[-1] = upper_class(values), np.nan
                 _check_classes(values, divided, str(target))
             columns.append(values[shuffles])
         return cls(
@@ -94,7 +94,9 @@ class Block:
             [str(target) for target in targets],
             Columns(
                 np.concatenate(columns, axis=1),
-                _choices(choices, task_ids, np.tile(shuffles, len(targets))) if fitting.kind == "bradley_terry" else None,
+                choices_between(choices, task_ids, np.tile(shuffles, len(targets)))
+                if fitting.kind == "bradley_terry"
+                else None,
                 divided.clusters,
             ),
             divided,
@@ -206,7 +208,7 @@ def _shuffles(clusters: Int[np.ndarray, " tasks"], permutations: int, seed: int)
     return shuffles
 
 
-def _classes(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def upper_class(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """1 for the greater of two values; of more values, for those above the median."""
     cut = values.min() if len(np.unique(values)) == 2 else np.median(values)
     return (values > cut).astype(float)
@@ -223,7 +225,9 @@ def _check_classes(classes: Float[np.ndarray, " n"], split: Split, target: str) 
             )
 
 
-def _choices(choices: pd.DataFrame | None, task_ids: Sequence[str], shuffles: Int[np.ndarray, "tasks columns"]) -> Choices:
+def choices_between(
+    choices: pd.DataFrame | None, task_ids: Sequence[str], shuffles: Int[np.ndarray, "tasks columns"]
+) -> Choices:
     """Choices between these tasks, both orders and all repetitions of a pair together; a tie is half a win.
 
     Raises

@@ -12,10 +12,6 @@ from sklearn.utils import validation
 from store.directions import Direction
 from store.provenance import ModelIdentity
 
-CLASSIFIER_ALPHAS = tuple(10.0 ** np.arange(-1, 6))
-"""Penalties tried by default for a sum of log losses on standardised features."""
-
-
 validate: Any = validation.validate_data
 """scikit-learn's check of features and labels, whose annotations are of its defaults alone."""
 

@@ -107,7 +107,7 @@ class Probe:
 
     def direction(self) -> Direction:
         """Return the unit vector along which the prediction rises fastest."""
-        provenance = {**self.provenance, "method": "ridge_probe", "position": self.position}
+        provenance = {"method": "ridge_probe", **self.provenance, "position": self.position}
         return Direction.from_vector(self.weight, self.layer, self.model, **provenance)
 
 
