@@ -34,9 +34,10 @@ class ProbeSweep:
         layer and position), or a baseline: `random activations`, `prompt length`, `origin means`, `length and origins`,
         `words (TF-IDF)`, the stream at the first layer (`embed/task_mean`), embeddings by name. `is_baseline` is also said of
         the residual stream there. `r2` is measured against predicting the training mean; every score has a 95 % interval from
-        a bootstrap over tasks, or over groups where tasks are split by group (`_low`, `_high`). `gain` is the R2 above that of the `strongest_baseline`, its interval paired over
-        tasks; `gain over NAME` is the R2 above another store's probe at the same layer and position. `shuffled_r2` and
-        `shuffled_r2_95` are mean and 95th percentile over permuted labels, `p_value` the share of permutations that do as well.
+        a bootstrap over tasks, or over groups where tasks are split by group (`_low`, `_high`). `gain` is the R2 above that of
+        the `strongest_baseline`, its interval paired over tasks; `gain over NAME` is the R2 above another store's probe at the
+        same layer and position. `shuffled_r2` and `shuffled_r2_95` are mean and 95th percentile over permuted labels,
+        `p_value` the share of permutations that do as well.
         `ceiling` is the R2 that the labels' own uncertainty allows, missing where that is not known.
     predictions
         Held-out prediction of every task, for the residual rows; `value` is what was predicted (without its group's mean, if
