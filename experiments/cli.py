@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_help())
         return 0
     name, rest = arguments[0], arguments[1:]
+    warnings.formatwarning = _one_line
     try:
         return _dispatch(name, rest)
     except KeyboardInterrupt:
         print("\nStopped. What was done so far is kept: the same command continues.", file=sys.stderr)
         return 130
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         if os.environ.get("PENCHANT_TRACEBACK"):
             raise
         message = error.args[0] if isinstance(error, KeyError) and error.args else error
         print(f"penchant: {message}", file=sys.stderr)
         return 1
+
+
+def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> str:
+    """A warning as people read it in a terminal: without the line of source that gave it."""
+    return f"{category.__name__}: {message}\n"
 
 
 def _dispatch(name: str, rest: Sequence[str]) -> int:

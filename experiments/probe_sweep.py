@@ -127,13 +127,14 @@ def run(settings: ProbeSweepSettings) -> Result:
     if settings.emit_wandb_sweep is not None:
         return _emit(settings, settings.emit_wandb_sweep)
     tasks = settings.load_tasks()
-    split = _splitter(settings, tasks)
+    split, texts = _splitter(settings, tasks), {task.id: task.text for task in tasks}
+    demean = None if settings.demean == "none" else _groups(tasks, settings.demean)
+    embeddings = _embeddings(settings, texts)
     setup = Setup.of(settings, tasks)
     layers, positions = _probed(settings, setup.model)
     preferences = measure_preferences(setup.model, setup.tasks, settings.elicit, setup.run)
     labels = _chosen(preferences.labels(), settings.targets)
     store = cache_activations(setup.model, setup.tasks, settings.layers, settings.positions, setup.run)
-    texts = {task.id: task.text for task in tasks}
     known: dict[str, Any] = {"kind": settings.kind, "choices": preferences.comparisons}
     sweep = probe_sweep(
         store,
@@ -143,9 +144,9 @@ def run(settings: ProbeSweepSettings) -> Result:
         split=split,
         origins=setup.origins,
         texts=texts,
-        embeddings=_embeddings(settings, texts),
+        embeddings=embeddings,
         others=_others(settings, setup),
-        demean=None if settings.demean == "none" else _groups(tasks, settings.demean),
+        demean=demean,
         choice=settings.choice,
         one_standard_error=settings.one_standard_error,
         permutations=settings.permutations,

@@ -100,6 +100,18 @@ def test_a_target_or_a_layer_that_there_is_not_is_named(tmp_path):
         run(ProbeSweepSettings(out=tmp_path / "r", wandb="disabled", **SMALL | {"targets": ("joy",)}))
 
 
+def test_what_the_tasks_or_the_installation_lack_is_said_before_a_model_is_loaded(tmp_path, monkeypatch):
+    tasks = tmp_path / "tasks.jsonl"
+    tasks.write_text("\n".join(json.dumps({"id": f"t{number}", "text": f"Count to {number}."}) for number in range(12)))
+    given: dict[str, Any] = {"out": tmp_path / "r", "tasks": (str(tasks),), "wandb": "disabled"}
+    with pytest.raises(ValueError, match=r"12 tasks have no topic, such as 't\d+'; give the file of tasks a column 'topic'"):
+        run(ProbeSweepSettings(**given, split="leave_one_topic_out"))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(ImportError, match=r"pip install 'penchant\[embeddings\]'"):
+        run(ProbeSweepSettings(**given, embeddings="some/model"))
+    assert not (tmp_path / "r").exists()
+
+
 def test_the_command_line_that_wandb_agent_makes_of_the_sweep_file_runs_one_configuration(directory, tmp_path, monkeypatch):
     from wandb.wandb_agent import Agent
 
