@@ -50,7 +50,7 @@ class Source:
     subtitle
         A line that says it.
     model
-        Name, fingerprint and dtype, for the summary; empty without a model.
+        Name, fingerprint and dtype, for the summary, and what it is under (`interventions`); empty without a model.
     n_questions
         Answers behind the results.
     example_prompt, example_answer
@@ -58,7 +58,7 @@ class Source:
     """
 
     subtitle: str
-    model: Mapping[str, str]
+    model: Mapping[str, Any]
     n_questions: int = 0
     example_prompt: str = ""
     example_answer: str = ""
@@ -69,9 +69,15 @@ class Source:
         model = setup.model
         n_origins = len({task.origin for task in setup.tasks})
         name = f"{model.identity.name} ({model.dtype} on {model.device})"
+        under = "".join(f" under [{each}]" for each in model.interventions)
         return cls(
-            f"{name}, {len(setup.tasks)} tasks of {n_origins} origins",
-            {"name": model.identity.name, "fingerprint": model.fingerprint, "dtype": model.dtype},
+            f"{name}{under}, {len(setup.tasks)} tasks of {n_origins} origins",
+            {
+                "name": model.identity.name,
+                "fingerprint": model.fingerprint,
+                "dtype": model.dtype,
+                "interventions": [each.describe() for each in model.interventions],
+            },
             len(setup.run.log),
             model.render(question).text,
             _describe_answer(ask([question], model, setup.run.log)[0]),

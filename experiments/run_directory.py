@@ -65,8 +65,8 @@ class RunDirectory:
         """Write a direction, steering vector or probe."""
         save(value, self.path / "directions" / f"{name}.safetensors")
 
-    def save_summary(self, summary: dict[str, Any], model: dict[str, str]) -> None:
-        """Write `summary.json`: results, settings, versions, and the name, fingerprint and dtype of the model behind them."""
+    def save_summary(self, summary: dict[str, Any], model: dict[str, Any]) -> None:
+        """Write `summary.json`: results, settings, versions, and the model behind them (`publish.Source.model`)."""
         everything = {
             "results": summary,
             "model": model,

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from elicit import Task, TaskError, builtin_tasks, load_hub_tasks, load_tasks, read_ids, sample_tasks, select_tasks
 from elicit.hub import PREFIX, PRESETS
-from interp import LocalModel
+from experiments.shipped import model_source
+from interp import LocalModel, load_intervention
 
 _HUB_TASKS = 20_000
 """At most so many tasks of a data set on the hub are chosen from, the first ones."""
@@ -68,9 +69,16 @@ class RunSettings(BaseModel):
 class Settings(RunSettings):
     """What all experiments that ask a model have in common."""
 
-    model: str = Field(default="smollm2-135m", description="Embedded model, folder with a checkpoint, or Hugging Face hub id.")
+    model: str = Field(
+        default="smollm2-135m",
+        description="Embedded model, folder with a checkpoint or adapter, organism:NAME, or Hugging Face hub id.",
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    intervention: Path | None = Field(
+        default=None, description="File with an intervention, or a steering vector; every model is asked under it."
+    )
+    dose: float | None = Field(default=None, description="How hard, instead of the dose that the intervention's file gives.")
     tasks: tuple[str, ...] = Field(
         default=("builtin",),
         min_length=1,
@@ -83,8 +91,23 @@ class Settings(RunSettings):
     per_origin: int = Field(default=12, ge=1, description="Tasks sampled from each origin.")
 
     def load_model(self) -> LocalModel:
-        """Load the model that these settings name."""
-        return LocalModel.load(self.model, dtype=self.dtype, device=self.device)
+        """Load the model that these settings name, under the intervention that they name.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            The intervention cannot be read, or does not fit the model.
+        """
+        intervention = load_intervention(self.intervention, self.dose) if self.intervention else None  # before what takes long
+        model = LocalModel.load(model_source(self.model), dtype=self.dtype, device=self.device)
+        return model.steered(intervention) if intervention else model
+
+    @field_validator("dose")
+    @classmethod
+    def _dose_of_something(cls, dose: float | None, info: ValidationInfo) -> float | None:
+        if dose is not None and info.data.get("intervention") is None:
+            raise ValueError("a dose of no intervention; expected --intervention FILE with it")
+        return dose
 
     @field_validator("tasks", mode="before")
     @classmethod

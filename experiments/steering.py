@@ -87,23 +87,32 @@ def steer(
     seed = run.settings.seed
     train, test = split_tasks(tasks, settings.train_share, seed)
     utilities = LeastSquares(resamples=50, seed=seed).fit(restricted(preferences.comparisons, [task.id for task in train]))
-    layers = model.layers(settings.layers)
-    directions = {
-        layer: _directions(store, utilities.labels(), layer, settings)
-        | {
-            f"random_{number + 1}": direction
-            for number, direction in enumerate(random_directions(model.identity, model.d_model, layer, settings.n_random, seed))
-        }
-        for layer in layers
-    }
+    directions = {layer: made_directions(store, utilities.labels(), layer, settings) for layer in model.layers(settings.layers)}
     pairs = disjoint_pairs([task.id for task in test], seed)
+    response, vectors = steer_along(model, directions, test, pairs, elicitation.wording, settings, run)
+    return Steered(response, vectors, [task.id for task in train], [task.id for task in test])
+
+
+def steer_along(
+    model: LocalModel,
+    directions: Mapping[int, Mapping[str, Direction]],
+    tasks: Sequence[Task],
+    pairs: Sequence[tuple[str, str]],
+    wording: str,
+    settings: SteerSettings,
+    run: RunDirectory,
+) -> tuple[DoseResponse, dict[str, SteeringVector]]:
+    """Push along directions, by layer and name, and along random ones, and ask about tasks that none was made from."""
+    seed = run.settings.seed
     frames, vectors = [], {}
     for mode in settings.modes:
-        asked = _questions(mode, test, pairs, elicitation, settings)
+        asked = _questions(mode, tasks, pairs, wording, settings)
         positions = _SPANS if mode == "choice" else ("all",)
-        for layer in layers:
+        for layer, named in directions.items():
+            random = random_directions(model.identity, model.d_model, layer, settings.n_random, seed)
+            everything = {**named, **{f"random_{number + 1}": each for number, each in enumerate(random)}}
             norm = reference_norm_of(model, layer, asked, positions, run)
-            scaled = {name: direction.scaled(**norm) for name, direction in directions[layer].items()}
+            scaled = {name: direction.scaled(**norm) for name, direction in everything.items()}
             vectors |= {_vector_name(name, layer, mode): vector for name, vector in scaled.items()}
             frames.append(_ask_grid(model, mode, layer, asked, scaled, settings, run))
     units = pd.concat(frames, ignore_index=True)
@@ -113,7 +122,7 @@ def steer(
     response = DoseResponse.of(units, resamples=settings.resamples, seed=seed)
     for name, table in (("steering_units", units), ("dose_response", response.curve), ("slopes", response.slopes)):
         run.save_table(name, table)
-    return Steered(response, vectors, [task.id for task in train], [task.id for task in test])
+    return response, vectors
 
 
 def split_tasks(tasks: Sequence[Task], share: float, seed: int) -> tuple[list[Task], list[Task]]:
@@ -134,7 +143,8 @@ def split_tasks(tasks: Sequence[Task], share: float, seed: int) -> tuple[list[Ta
     return train, test
 
 
-def _directions(store: ActivationStore, labels: pd.DataFrame, layer: int, settings: SteerSettings) -> dict[str, Direction]:
+def made_directions(store: ActivationStore, labels: pd.DataFrame, layer: int, settings: SteerSettings) -> dict[str, Direction]:
+    """Directions from the labels of some tasks, by the methods of the settings."""
     make = {"difference_of_means": preference_direction, "ridge_probe": probe_direction}
     return {method: make[method](store, labels, layer, settings.position) for method in settings.methods}
 
@@ -144,11 +154,11 @@ def _vector_name(direction: str, layer: int, mode: Mode) -> str:
 
 
 def _questions(
-    mode: Mode, test: Sequence[Task], pairs: Sequence[tuple[str, str]], elicitation: ElicitSettings, settings: SteerSettings
+    mode: Mode, test: Sequence[Task], pairs: Sequence[tuple[str, str]], wording: str, settings: SteerSettings
 ) -> list[Question]:
     if mode == "rating":
         return rating.questions(test, scale=settings.scale)
-    return choice.questions(test, pairs, wording=elicitation.wording)
+    return choice.questions(test, pairs, wording=wording)
 
 
 def reference_norm_of(

@@ -1,10 +1,18 @@
 """The model and its inside: asking it exactly, reading its residual stream, and pushing on it."""
 
 from interp.capture import capture
+from interp.controls import anisotropic_directions, random_directions, shuffled_directions
 from interp.cross_probe import CrossProbe, View, cross_probe
-from interp.directions import difference_of_means, preference_direction, probe_direction, random_directions
+from interp.directions import (
+    difference_of_means,
+    paired_difference,
+    preference_direction,
+    principal_directions,
+    probe_direction,
+)
 from interp.embedded import MissingModel
 from interp.fit import fit_probe
+from interp.intervention_files import load_intervention, save_intervention
 from interp.model import LocalModel, SteeredModel
 from interp.positions import Positions
 from interp.probe import ProbeSweep, probe_sweep
@@ -24,12 +32,18 @@ __all__ = [
     "Split",
     "SteeredModel",
     "View",
+    "anisotropic_directions",
     "capture",
     "cross_probe",
     "difference_of_means",
     "fit_probe",
+    "load_intervention",
+    "paired_difference",
     "preference_direction",
+    "principal_directions",
     "probe_direction",
     "probe_sweep",
     "random_directions",
+    "save_intervention",
+    "shuffled_directions",
 ]

@@ -254,7 +254,7 @@ def _fill(
             _settle(in_flight, _COMMITS_IN_FLIGHT, progress)
 
         for part in _parts(slots):
-            jobs = [Job(rendered, model.intervention) for slot in part if (rendered := prompts.render(slot)) is not None]
+            jobs = [Job(rendered, model.interventions) for slot in part if (rendered := prompts.render(slot)) is not None]
             chosen = [[position.tokens(job.rendered) for position in prompts.positions] for job in jobs]
             selections = [
                 [rows for position, tokens in zip(prompts.positions, each, strict=True) for rows in position.rows(tokens)]

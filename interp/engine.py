@@ -19,7 +19,8 @@ from interp.budget import find_token_budget
 from interp.generation import generate
 from interp.rendering import Rendered
 from interp.scoring import OptionTree, gather_log_probs
-from interp.steering import Intervention, TreatmentTable
+from interp.steering import Intervention
+from interp.treatments import TreatmentTable
 from store.records import Sampling
 
 _SEQUENCES_PER_BATCH = 256
@@ -36,10 +37,10 @@ _TRUNK_MUST_COST = 0.9
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One prompt to run, and what it is steered by."""
+    """One prompt to run, and the interventions it is run under, one after the other at every layer."""
 
     rendered: Rendered
-    intervention: Intervention | None = None
+    interventions: tuple[Intervention, ...] = ()
 
 
 Selection = Sequence[Int[np.ndarray, " tokens"]]
@@ -103,7 +104,7 @@ class Engine:
         for job, tree in zip(jobs, trees, strict=True):
             prompt = job.rendered.token_ids
             ends = [np.concatenate([prompt, np.array(prefix, dtype=np.int64)]) for prefix in tree.prefixes]
-            codes = table.encode(job.intervention, job.rendered, max(map(len, ends)))
+            codes = table.encode(job.interventions, job.rendered, max(map(len, ends)))
             sequences.append(ends)
             treatments.append([codes[: len(end)] for end in ends])
 
@@ -131,7 +132,7 @@ class Engine:
     def next_token_log_probs(self, job: Job) -> Float[Tensor, " vocabulary"]:
         """Log-probabilities of what follows one prompt."""
         table, tokens = TreatmentTable(), job.rendered.token_ids
-        codes = table.encode(job.intervention, job.rendered, len(tokens))
+        codes = table.encode(job.interventions, job.rendered, len(tokens))
         return self._next_token_logits([tokens], [codes], table)[0].float().log_softmax(-1)
 
     def capture(
@@ -152,7 +153,7 @@ class Engine:
         """
         table = TreatmentTable()
         sequences = [job.rendered.token_ids for job in jobs]
-        treatments = [table.encode(job.intervention, job.rendered, len(job.rendered.token_ids)) for job in jobs]
+        treatments = [table.encode(job.interventions, job.rendered, len(job.rendered.token_ids)) for job in jobs]
 
         def run(numbers: list[int]) -> None:
             batch = lay_out([sequences[n] for n in numbers], [treatments[n] for n in numbers], self.layout)
@@ -192,7 +193,7 @@ class Engine:
                     sampling,
                     [draws[number] for number in numbers],
                     end_of_turn_ids,
-                    [jobs[number].intervention for number in numbers],
+                    [jobs[number].interventions for number in numbers],
                 )
                 for number, tokens in zip(numbers, drawn, strict=True):
                     done(number, tokens)

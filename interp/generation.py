@@ -10,7 +10,8 @@ from transformers import DynamicCache
 from interp.backends.protocol import Backend
 from interp.batches import Layout, lay_out
 from interp.rendering import Rendered
-from interp.steering import Intervention, TreatmentTable
+from interp.steering import Intervention
+from interp.treatments import TreatmentTable
 from store.records import Sampling
 
 _LEFT: Layout = "left"
@@ -23,7 +24,7 @@ def generate(
     sampling: Sampling,
     draws: Sequence[int],
     end_of_turn_ids: Sequence[int],
-    interventions: Sequence[Intervention | None],
+    interventions: Sequence[Sequence[Intervention]],
 ) -> list[list[int]]:
     """Continue prompts until each ends its turn or reaches the limit.
 
@@ -34,7 +35,7 @@ def generate(
     draws
         Draw number of each prompt.
     interventions
-        What each prompt is steered by, on prompt tokens in the first pass and on every later token as it is made.
+        Those of each prompt, carried out on its tokens in the first pass and on every later token as it is made.
 
     Returns
     -------
@@ -44,8 +45,7 @@ def generate(
     lengths = [len(prompt.token_ids) for prompt in prompts]
     # One treatment past the prompt is that of every later token.
     treatments = [
-        table.encode(intervention, prompt, length + 1)
-        for intervention, prompt, length in zip(interventions, prompts, lengths, strict=True)
+        table.encode(own, prompt, length + 1) for own, prompt, length in zip(interventions, prompts, lengths, strict=True)
     ]
     batch = lay_out([prompt.token_ids for prompt in prompts], [codes[:-1] for codes in treatments], _LEFT)
     assert batch.attention_mask is not None

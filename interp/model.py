@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 
 from interp import embedded
+from interp.adapters import adapter_base, merge_adapter
 from interp.backends.choice import BackendName, backend_maker, remote_backend_maker
 from interp.backends.protocol import Backend
 from interp.batches import Layout, lay_out
@@ -61,7 +62,8 @@ class LocalModel:
         short trial on the device. Halved when memory runs out.
     """
 
-    intervention: Intervention | None = None
+    interventions: tuple[Intervention, ...] = ()
+    """Those that this view of the model is under, carried out one after the other at every layer."""
 
     def __init__(
         self,
@@ -99,7 +101,8 @@ class LocalModel:
         Parameters
         ----------
         name_or_path
-            `smollm2-135m` (the embedded model), a folder with a transformers checkpoint, or a Hugging Face hub id.
+            `smollm2-135m` (the embedded model), a folder with a transformers checkpoint or with an adapter (which is merged
+            into the model that it names), or a Hugging Face hub id.
         backend
             What runs the model: `hf`, `nnsight` or `transformer_lens`.
         remote
@@ -134,13 +137,16 @@ class LocalModel:
         name, where, make_backend = str(name_or_path), device, backend_maker(backend)
         if device == "auto":
             where = "cuda" if torch.cuda.is_available() else "cpu"
+        adapter = _adapter(name)
         try:
-            source = _locate(name)
+            source = _locate((adapter and adapter_base(adapter)) or name)
             with _bars_on_terminals_only():
                 tokenizer = AutoTokenizer.from_pretrained(source)
                 model: Any = AutoModelForCausalLM.from_pretrained(
                     source, dtype=_dtype(dtype, where, source), use_safetensors=True
                 )
+                if adapter:
+                    model = merge_adapter(model, adapter)
         except OSError as error:
             raise embedded.MissingModel(f"Cannot load the model {name!r}. {_ways_out(name)} Reason: {error}") from error
         try:
@@ -247,7 +253,7 @@ class LocalModel:
             if too_long := self._too_long(rendered, question.sampling.max_new_tokens):
                 answers.put(number, too_long)
                 continue
-            jobs.append(Job(rendered, self.intervention))
+            jobs.append(Job(rendered, self.interventions))
             samplings.append(question.sampling)
             numbers.append(number)
 
@@ -285,7 +291,7 @@ class LocalModel:
             if too_long := self._too_long(rendered, room=1 + max(map(len, tree.prefixes))):
                 answers.put(number, too_long)
                 continue
-            jobs.append(Job(rendered, view.intervention))
+            jobs.append(Job(rendered, view.interventions))
             trees.append(tree)
             numbers.append(number)
 
@@ -305,7 +311,7 @@ class LocalModel:
 
     def next_tokens(self, question: Question, k: int = 20) -> list[tuple[int, float]]:
         """The `k` likeliest tokens at the decision token, with their probabilities."""
-        found = self.engine.next_token_log_probs(Job(self.render(question), self.intervention)).exp().topk(k)
+        found = self.engine.next_token_log_probs(Job(self.render(question), self.interventions)).exp().topk(k)
         return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 
     def residuals(
@@ -317,7 +323,7 @@ class LocalModel:
         """
         where = Positions.parse(position)
         found: list[np.ndarray] = [np.empty(0)] * len(questions)
-        jobs = [Job(self.render(question), self.intervention) for question in questions]
+        jobs = [Job(self.render(question), self.interventions) for question in questions]
         selections = []
         for job in jobs:
             selections.append(where.rows(where.tokens(job.rendered)))
@@ -328,6 +334,8 @@ class LocalModel:
 
     def steered(self, intervention: Intervention) -> "SteeredModel":
         """Return a view of this model under an intervention. It shares the weights; this model stays as it is.
+
+        A view can be steered again: the residual stream then goes through both, this intervention after those before.
 
         Raises
         ------
@@ -342,6 +350,8 @@ class LocalModel:
     ) -> dict[str, float | int | str | list[str]]:
         """Mean residual norm after a block over the tokens to be steered: what one unit of dose is.
 
+        In a steered view, the norm is that of the steered stream, which is what the next push meets.
+
         Parameters
         ----------
         questions
@@ -353,7 +363,7 @@ class LocalModel:
         -------
         `norm` and `median_norm`, and how they were measured: `layer`, `positions`, `n_prompts`, `n_tokens`, `prompts`.
         """
-        jobs = [Job(self.render(question)) for question in questions]
+        jobs = [Job(self.render(question), self.interventions) for question in questions]
         selections = [list(reference_tokens(job.rendered, positions)[:, None]) for job in jobs]
         norms: list[np.ndarray] = []
         self.engine.capture(jobs, selections, [layer], lambda _, rows: norms.append(np.linalg.norm(rows, axis=-1).ravel()))
@@ -395,17 +405,14 @@ class SteeredModel(LocalModel):
     """A view of a LocalModel under an intervention: same weights, another fingerprint. Made by `LocalModel.steered`."""
 
     def __init__(self, base: LocalModel, intervention: Intervention) -> None:
-        self.base = base
         self.backend, self.renderer, self.engine = base.backend, base.renderer, base.engine
-        self.intervention = intervention
-        fingerprint = base.fingerprint
-        if intervention.dose != 0:
-            fingerprint = digest(base.fingerprint, intervention.fingerprint)
-        self.identity = ModelIdentity(f"{base.identity.name} steered", base.identity.family, fingerprint)
-
-    def steered(self, intervention: Intervention) -> "SteeredModel":
-        """Return a view of the underlying model under another intervention (interventions do not add up)."""
-        return self.base.steered(intervention)
+        self.interventions = (*base.interventions, intervention)
+        name, fingerprint = base.identity.name, base.fingerprint
+        if not base.interventions:
+            name = f"{name} steered"
+        if not intervention.is_identity:
+            fingerprint = digest(fingerprint, intervention.fingerprint)
+        self.identity = ModelIdentity(name, base.identity.family, fingerprint)
 
 
 class _Answers:
@@ -422,6 +429,12 @@ class _Answers:
 
     def all(self) -> list[Answer]:
         return [answer for answer in self._answers if answer is not None]
+
+
+def _adapter(name: str) -> Path | None:
+    """The folder of that name, if it holds an adapter."""
+    folder = Path(name).expanduser()
+    return folder if adapter_base(folder) else None
 
 
 def _locate(name: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from interp.engine import Engine, Job, Selection
-from interp.model import LocalModel, OnAnswer, SteeredModel
+from interp.model import LocalModel, OnAnswer
 from interp.scoring import option_tree
 from interp.steering import Intervention
 from store.provenance import digest
@@ -83,13 +83,12 @@ class RehearsedModel(LocalModel):
     def __init__(self, real: LocalModel, tally: Tally) -> None:
         self.real, self.tally = real, tally
         self.backend, self.renderer, self.identity = real.backend, real.renderer, real.identity
-        self.intervention = real.intervention
+        self.interventions = real.interventions
         self.engine = _CountingEngine(real.engine, tally)
 
     def steered(self, intervention: Intervention) -> "RehearsedModel":  # pyright: ignore[reportIncompatibleMethodOverride]
         """Return a rehearsed view under an intervention."""
-        base = self.real.base if isinstance(self.real, SteeredModel) else self.real
-        return RehearsedModel(base.steered(intervention), self.tally)
+        return RehearsedModel(self.real.steered(intervention), self.tally)
 
     def prompt_digest(self, question: Question) -> str:
         """Digest of the question, which is counted as asked for."""

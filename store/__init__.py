@@ -1,6 +1,8 @@
 """What lasts: questions and answers, labels, activations, directions, and where each came from."""
 
 from store.activations import ActivationStore
+from store.arithmetic import Combination
+from store.control_vectors import export_gguf, export_numpy, import_gguf
 from store.directions import Direction, Probe, SteeringVector
 from store.estimates import Estimate
 from store.exchange import export, import_npz, merge
@@ -16,6 +18,7 @@ __all__ = [
     "ActivationStore",
     "ActivationWriter",
     "Answer",
+    "Combination",
     "Direction",
     "Estimate",
     "MeasurementLog",
@@ -30,6 +33,9 @@ __all__ = [
     "SteeringVector",
     "StoreHeader",
     "export",
+    "export_gguf",
+    "export_numpy",
+    "import_gguf",
     "import_npz",
     "layer_name",
     "merge",

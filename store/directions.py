@@ -11,13 +11,14 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
+from store.arithmetic import Linear
 from store.layout import layer_name
 from store.provenance import ModelIdentity, digest
 
 
 @dataclass(frozen=True, eq=False)
-class Direction:
-    """A unit vector in the residual stream of one layer.
+class Direction(Linear):
+    """A unit vector in the residual stream of one layer; `happy - 0.5 * sad` and the like are Combinations of such.
 
     Attributes
     ----------
@@ -53,6 +54,10 @@ class Direction:
             )
         unit = (np.asarray(vector, dtype=np.float64) / length).astype(np.float32)
         return cls(unit, layer, model, {"length": length, **provenance})
+
+    @property
+    def _terms(self) -> "tuple[tuple[float, Direction], ...]":
+        return ((1.0, self),)
 
     @property
     def fingerprint(self) -> str:

@@ -34,7 +34,7 @@ def test_help_names_every_setting_and_says_what_it_does(name, capsys):
     if name in STUDIES:
         assert "--table" in out and "--configFILE" in out and "--quick" in out
         return
-    assert "--device" in out and "folderwithacheckpoint,orHuggingFacehubid" in out
+    assert "--device" in out and "orHuggingFacehubid" in out
     if name != "preflight":
         assert "--configFILE" in out and "--per-origin" in out and "--quick" in out
 

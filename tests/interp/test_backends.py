@@ -20,7 +20,7 @@ from interp import Intervention, LocalModel, MissingModel, random_directions
 from interp.backends.choice import backend_maker
 from interp.batches import lay_out
 from interp.scoring import option_tree
-from store import EMBED, END_OF_TURN, Message, Option, Question, Sampling
+from store import EMBED, END_OF_TURN, Direction, Message, Option, Question, Sampling
 from tests.conftest import ALL_FAMILIES, CHATML, pair_question, tiny, tiny_model, tiny_tokenizer
 
 OTHERS = ("nnsight", "transformer_lens")
@@ -137,6 +137,35 @@ def test_steered_generation_agrees_token_for_token(family, backend):
     assert texts(model, questions) not in drawn.values() and drawn["prompt"] != drawn["generation"]
 
 
+def every_operation(model: LocalModel, phase) -> dict[str, Intervention]:
+    """One intervention of each kind, at two layers and with two directions at one of them."""
+    steer, deeper = vector(model), vector(model, 2)
+    tilted = Direction.from_vector(steer.direction.vector + np.eye(model.d_model)[3], LAYER, model.identity)
+    vectors = [steer, tilted.scaled(steer.norm), deeper]
+    return {
+        "add": Intervention.layers([steer, deeper], 0.6, phase=phase),
+        "ablate": Intervention.ablate(vectors, phase=phase),
+        "project_out": Intervention.project_out(vectors, 1.7, phase=phase),
+        "clamp": Intervention.clamp(vectors, 0.6, phase=phase),
+    }
+
+
+@pytest.mark.parametrize("backend", OTHERS)
+@pytest.mark.parametrize("operation", ["add", "ablate", "project_out", "clamp"])
+def test_every_operation_agrees_in_rows_scores_and_text_token_for_token(operation, backend, pair_questions):
+    for family in ("llama", "gemma3", "gpt2"):
+        reference, model, questions = tiny_through(family, "hf"), tiny_through(family, backend), to_generate()
+        plain, drawn = texts(reference, questions), []
+        for phase in ("prompt", "generation", "both"):
+            does = every_operation(reference, phase)[operation]
+            views = [each.steered(does) for each in (model, reference)]
+            assert_same_rows(*(view.residuals(pair_questions[:2], [LAYER, 2, 3], "all") for view in views))
+            assert_same_scores(*(view.score(pair_questions[:2]) for view in views))
+            drawn.append(texts(views[1], questions))
+            assert texts(views[0], questions) == drawn[-1] != plain
+        assert drawn[0] != drawn[1]
+
+
 def test_the_embedded_model_is_read_scored_and_steered_alike(embedded, embedded_elsewhere, pair_questions):
     questions = pair_questions[:3]
     assert embedded_elsewhere.fingerprint == embedded.fingerprint
@@ -158,6 +187,9 @@ def test_the_embedded_model_writes_alike_when_steered(embedded, embedded_elsewhe
     questions = to_generate()
     expected = texts(embedded.steered(intervention), questions)
     assert texts(embedded_elsewhere.steered(intervention), questions) == expected
+    ablated = Intervention.ablate(vector(embedded, 12), layers=range(embedded.n_layers))
+    expected = texts(embedded.steered(ablated), questions[:2])
+    assert texts(embedded_elsewhere.steered(ablated), questions[:2]) == expected
 
 
 @pytest.mark.parametrize("backend", OTHERS)
@@ -402,6 +434,8 @@ def test_a_remote_model_reads_and_scores_what_a_local_one_does(remote, pair_ques
     assert_same_scores(view.score(pair_questions[:4]), reference.score(pair_questions[:4]))
     assert_same_rows(view.residuals(pair_questions[:4], 3, "all"), reference.residuals(pair_questions[:4], 3, "all"))
     assert len(server.requests) == 5  # one for each call
+    for does in every_operation(local, "both").values():
+        assert_same_scores(*(each.steered(does).score(pair_questions[:4]) for each in (model, local)))
 
 
 def test_a_request_names_the_model_and_only_what_was_asked_for_comes_back(remote, pair_questions):
@@ -422,9 +456,11 @@ def test_a_request_names_the_model_and_only_what_was_asked_for_comes_back(remote
 
 def test_a_request_needs_nothing_of_penchant_on_the_server(remote, pair_questions):
     model, server = remote
-    view = model.steered(Intervention.apart(vector(tiny_through("llama", "hf")), 0.7))
-    view.residuals(pair_questions[:2], 3, "task_a_mean")
-    view.score(pair_questions[:2])
+    steer = vector(tiny_through("llama", "hf"))
+    for intervention in (Intervention.apart(steer, 0.7), Intervention.clamp(steer, 0.7)):
+        view = model.steered(intervention)
+        view.residuals(pair_questions[:2], 3, "task_a_mean")
+        view.score(pair_questions[:2])
     ours = ("interp", "store", "elicit", "experiments", "tests")
     for payload in server.payloads:
         words = [argument for _, argument, _ in pickletools.genops(payload) if isinstance(argument, str)]

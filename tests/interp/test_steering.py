@@ -164,6 +164,49 @@ def test_a_fingerprint_differs_for_every_part_of_an_intervention():
     assert len(fingerprints) == 2 + len(others)
 
 
+def test_a_fingerprint_differs_for_every_operation_direction_position_phase_layer_and_dose():
+    model = tiny("llama")
+    steer, other = vector(model), vector(model, number=1)
+    found = [
+        Intervention((Push(steer),), 1.0),
+        Intervention.ablate(steer),
+        Intervention.project_out(steer, 1.0),
+        Intervention.clamp(steer, 1.0),
+        Intervention.project_out(steer, 0.5),
+        Intervention.clamp(steer, 0.5),
+        Intervention.clamp(steer, 0.0),
+        Intervention.clamp(steer.direction.scaled(2 * steer.norm), 1.0),
+        Intervention.ablate(other),
+        Intervention.ablate([steer, other]),
+        Intervention.ablate(steer, "task_a"),
+        Intervention.ablate(steer, phase="generation"),
+        Intervention.ablate(steer, layers=[2]),
+        Intervention.layers([steer, vector(model, layer=2)], 1.0),
+    ]
+    assert len({model.steered(each).fingerprint for each in found} | {model.fingerprint}) == 1 + len(found)
+    # The norm is no part of what is taken out.
+    assert Intervention.ablate(steer).fingerprint == Intervention.ablate(vector(model, norm=9.0)).fingerprint
+    assert Intervention((Push(steer),), 1.0, operation="ablate").fingerprint == Intervention.ablate(steer).fingerprint
+
+
+def test_interventions_that_change_nothing_have_the_fingerprint_of_the_untouched_model():
+    model = tiny("llama")
+    steer = vector(model)
+    nothing = [
+        Intervention.everywhere(steer, 0.0),
+        Intervention.apart(steer, 0.0),
+        Intervention((Push(steer, weight=0.0),), 0.4),
+        Intervention.project_out(steer, 0.0),
+    ]
+    something = [Intervention.everywhere(steer, 1e-9), Intervention.clamp(steer, 0.0), Intervention.ablate(steer)]
+    question = pair_question("Sing.", "Dance.")
+    for each in nothing:
+        assert each.is_identity and model.steered(each).fingerprint == model.fingerprint
+        assert model.steered(each).score([question])[0].log_probs == model.score([question])[0].log_probs
+    assert not any(each.is_identity for each in something)
+    assert len({each.fingerprint for each in nothing}) == 1
+
+
 def test_a_dose_is_a_share_of_the_mean_norm_over_the_tokens_steered(embedded):
     questions = [pair_question("Sing a song about rain.", "Dance until morning."), pair_question("Add 3 and 4.", "Sing.")]
     direction = random_directions(embedded.identity, embedded.d_model, 15, 1)[0]
@@ -175,9 +218,86 @@ def test_a_dose_is_a_share_of_the_mean_norm_over_the_tokens_steered(embedded):
 
 
 @pytest.mark.parametrize("dose", [float("nan"), float("inf"), 1000.0])
-def test_an_absurd_dose_is_refused(dose):
-    with pytest.raises(ValueError, match="dose is"):
-        Intervention.everywhere(vector(tiny("llama")), dose)
+@pytest.mark.parametrize("make", [Intervention.everywhere, Intervention.clamp, Intervention.project_out, Intervention.apart])
+def test_an_absurd_dose_is_refused(dose, make):
+    with pytest.raises(ValueError, match=f"dose is {dose}"):
+        make(vector(tiny("llama")), dose)
+
+
+def test_what_makes_no_sense_for_an_operation_is_refused_with_a_way_out():
+    model = tiny("llama")
+    steer, other = vector(model), vector(model, number=1)
+    almost = Direction.from_vector(steer.direction.vector + other.direction.vector, LAYER, model.identity).scaled(1.0)
+    for match, make in {
+        "no operation 'erase'; expected one of add, ablate, project_out, clamp": lambda: Intervention(
+            (Push(steer),), 1.0, operation="erase"
+        ),
+        "dose is 0.5, but ablate takes the whole component out.*project_out": lambda: Intervention.ablate(steer).at(0.5),
+        "weight of -1; expected 1: it has no sign": lambda: Intervention(
+            (Push(steer, weight=-1.0),), 1.0, operation="project_out"
+        ),
+        "add needs the norm.*random at L1 on all has none: model.calibrate": lambda: Intervention(
+            (Push(steer.direction),), 0.1
+        ),
+        "clamp needs the norm": lambda: Intervention((Push(steer.direction),), 0.1, operation="clamp"),
+        "Cannot clamp random at L1.*3 directions .* span only 2 dimensions": lambda: Intervention.clamp(
+            [steer, other, almost], 0.1
+        ),
+        "Several vectors are at L1; expected one a layer": lambda: Intervention.layers([steer, other], 0.1),
+        "at least one push": lambda: Intervention.ablate([]),
+        "from tiny-llama .llama, 32. and other .qwen3, 8.; expected those of one family and width": lambda: Intervention.ablate(
+            [steer, Direction.from_vector(np.ones(8), LAYER, ModelIdentity("other", "qwen3", "x"))]
+        ),
+    }.items():
+        with pytest.raises(ValueError, match=match):
+            make()
+
+
+def test_a_direction_that_is_no_unit_vector_is_refused():
+    model = tiny("llama")
+    for values in (np.zeros(32), np.full(32, np.nan), np.ones(32)):
+        with pytest.raises(ValueError, match=r"direction at L1 has length .*; expected 1"):
+            Push(Direction(values.astype(np.float32), LAYER, model.identity).scaled(1.0))
+
+
+def test_clamped_directions_that_meet_at_a_token_by_different_names_are_refused_when_the_prompt_is_seen():
+    model = tiny("llama")
+    steer = vector(model)
+    apart = Intervention((Push(steer, "task_a"), Push(steer, "task_b", -1.0)), 0.4, operation="clamp")
+    question = pair_question("Sing.", "Dance.")
+    assert model.steered(apart).score([question])[0].log_probs != model.score([question])[0].log_probs
+    meeting = Intervention((Push(steer, "task_a"), Push(steer, "all", 2.0)), 0.4, operation="clamp")
+    with pytest.raises(ValueError, match=r"Cannot clamp random at L1 on task_a and \+2 x random at L1 on all"):
+        model.steered(meeting).score([question])
+
+
+def test_a_push_that_acts_on_no_token_of_a_prompt_is_named():
+    model = tiny("llama")
+    steer, question = vector(model), pair_question("Sing.", "Dance.")
+    for intervention, match in (
+        (
+            Intervention.ablate(steer, "task_a", "generation"),
+            "acts on 'task_a' in phase 'generation', and no token of 'task_a'",
+        ),
+        (Intervention.ablate(steer, "decision", "prompt"), "acts on 'decision' in phase 'prompt'"),
+        (Intervention.ablate(steer, "task"), r"no span 'task'; it has \['task_a', 'task_b'\]"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            model.steered(intervention).score([question])
+
+
+def test_an_intervention_says_what_it_does_and_where_its_norm_was_measured():
+    model = tiny("llama")
+    steer = vector(model)
+    described = Intervention.clamp(steer, 0.5, "task_a", "prompt").describe()
+    (push,) = described["pushes"]
+    assert (described["operation"], described["dose"], described["phase"]) == ("clamp", 0.5, "prompt")
+    assert push["norm"] == steer.norm and push["layer"] == LAYER and push["positions"] == "task_a"
+    assert push["calibration"]["positions"] == ["task_a", "task_b"] and push["calibration"]["n_tokens"] > 3
+    assert Intervention.ablate(steer).describe()["pushes"][0]["norm"] is None
+    assert str(Intervention.apart(steer, 0.2)) == "add by 0.2: random at L1 on task_a and -1 x random at L1 on task_b"
+    assert str(Intervention.ablate(steer, phase="generation")) == "ablate: random at L1 on all, generation only"
+    assert str(Intervention.ablate(steer, layers=range(9))).endswith("random at L2 on all and 6 more")
 
 
 def test_a_direction_of_another_model_is_refused_with_both_named(embedded):

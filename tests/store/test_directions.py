@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from store import Direction, Estimate, Probe, read_labels, write_labels
+from store import Combination, Direction, Estimate, Probe, read_labels, write_labels
 from store.directions import load, save
 from store.provenance import ModelIdentity, digest
 
@@ -46,6 +46,127 @@ def test_a_file_from_elsewhere_is_refused(tmp_path):
 def test_a_reference_norm_is_positive(norm):
     with pytest.raises(ValueError, match="reference norm"):
         Direction.from_vector(np.ones(3), 1, MODEL).scaled(norm)
+
+
+def unit(seed: int, layer: int = 3, model: ModelIdentity = MODEL, **provenance) -> Direction:
+    return Direction.from_vector(np.random.default_rng(seed).normal(size=6), layer, model, method=f"made {seed}", **provenance)
+
+
+A, B, C = unit(1), unit(2), unit(3)
+coefficients = st.floats(-5, 5)
+
+
+def same(first: Combination, second: Combination) -> bool:
+    return np.allclose(first.vector, second.vector, rtol=1e-12, atol=1e-12)
+
+
+@given(coefficients, coefficients)
+def test_directions_are_added_and_scaled_as_their_vectors_are(x, y):
+    np.testing.assert_allclose((x * A - y * B).vector, x * A.vector.astype(float) - y * B.vector.astype(float), atol=1e-12)
+    assert same(A + B, B + A) and same((A + B) + C, A + (B + C))
+    assert same(x * (A + B), x * A + x * B) and same((x + y) * A, x * A + y * A) and same(x * A, A * x)
+    assert same(x * (y * A), (x * y) * A) and same(-A, -1 * A) and same(A - B, A + -B) and same(A / 2, 0.5 * A)
+    assert same(sum([A, B, C]), A + B + C) and same(Combination.mean([A, 2 * B, C]), (A + 2 * B + C) / 3)
+    assert same(np.float32(0.5) * A, A / 2) and same(A * np.float64(3), 3 * A) and same(np.int64(2) * A, 2 * A)
+
+
+def test_a_combination_keeps_its_coefficients_and_becomes_a_unit_vector_only_when_asked():
+    happy, sad = unit(1, position="task_mean"), unit(2, position="task_mean")
+    combined = happy - 0.5 * sad
+    assert [coefficient for coefficient, _ in combined.terms] == [1.0, -0.5]
+    assert repr(combined) == "Combination(+1 made 1 -0.5 made 2 at L3)"
+    made = combined.direction(purpose="test")
+    assert np.linalg.norm(made.vector) == pytest.approx(1) and made.vector.dtype == np.float32
+    np.testing.assert_allclose(made.vector * made.provenance["length"], combined.vector, rtol=1e-5, atol=1e-7)
+    assert made.provenance["terms"] == [
+        {"coefficient": 1.0, "fingerprint": happy.fingerprint, "method": "made 1"},
+        {"coefficient": -0.5, "fingerprint": sad.fingerprint, "method": "made 2"},
+    ]
+    assert made.provenance["method"] == "combination" and made.provenance["position"] == "task_mean"
+    assert made.provenance["purpose"] == "test" and (made.layer, made.model) == (3, MODEL)
+    assert "position" not in (happy + unit(2)).direction().provenance
+    assert (-happy).direction().fingerprint == Direction(-happy.vector, 3, MODEL).fingerprint
+
+
+def test_a_combination_survives_the_disk(tmp_path):
+    made = (A - 0.5 * B).direction()
+    save(made, tmp_path / "made.safetensors")
+    again = load(tmp_path / "made.safetensors")
+    assert isinstance(again, Direction) and again.provenance == made.provenance
+
+
+def test_a_direction_that_comes_twice_is_one_term():
+    assert len((A + B + A).terms) == 2 and (A + B + A).terms[0][0] == 2
+    assert (A - A).length == 0 and (0.1 * A + 0.2 * A - 0.3 * A).length == 0
+
+
+@pytest.mark.parametrize(
+    "zero", [A * 0, A - A, 0.1 * A + 0.2 * A - 0.3 * A, 0 * A + 0 * B, A + -1 * Direction(A.vector, 3, MODEL)]
+)
+def test_length_zero_is_allowed_and_points_nowhere(zero):
+    np.testing.assert_array_equal(zero.vector, np.zeros(6))
+    assert same(B + zero, 1 * B)
+    for ask in (zero.direction, lambda: zero.cosine(B), lambda: B.cosine(zero), lambda: B.orthogonal_to(zero)):
+        with pytest.raises(ValueError, match="length zero, so it points nowhere"):
+            ask()
+
+
+@given(coefficients, coefficients, st.sampled_from([1e-6, 1.0, 1e6]))
+def test_what_is_left_is_orthogonal_and_with_the_projection_makes_the_whole(x, y, size):
+    left = (size * A).orthogonal_to(B, C)
+    for other in (1 * B, 1 * C, x * B + y * C):
+        # Below 1e-300 products of float64 are rounded to steps that are no smaller.
+        assert abs(left.vector @ other.vector) <= 1e-12 * size * sum(abs(share) for share, _ in other.terms) + 1e-300
+    assert left.length < size
+    rest = size * A - left
+    assert {kept.fingerprint for share, kept in rest.terms if share} == {B.fingerprint, C.fingerprint}
+    assert left.length**2 + rest.length**2 == pytest.approx(size**2, rel=1e-6)
+    assert same(left.orthogonal_to(B, C), left)
+
+
+def test_directions_that_depend_on_one_another_span_what_they_span():
+    both = (B + C).direction()
+    np.testing.assert_allclose(A.orthogonal_to(B, C, both, B, -2 * C).vector, A.orthogonal_to(B, C).vector, atol=1e-6)
+    assert same(A.orthogonal_to(), 1 * A)
+    for within in (A, 3 * A - B, both):
+        with pytest.raises(ValueError, match="lies in the span of the 3 others"):
+            within.orthogonal_to(A, B, C)
+
+
+def test_a_cosine_is_that_of_the_vectors():
+    expected = A.vector @ B.vector
+    assert A.cosine(B) == pytest.approx(expected, abs=1e-6) and B.cosine(A) == A.cosine(B)
+    assert A.cosine(A) == pytest.approx(1, abs=1e-12) and A.cosine(-3 * A) == pytest.approx(-1, abs=1e-12)
+    assert (5 * A).cosine(B / 7) == pytest.approx(A.cosine(B), abs=1e-12)
+    assert A.orthogonal_to(B).cosine(B) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("other", "match"),
+    [
+        (unit(2, layer=4), "at L3 and the other at L4 of made up"),
+        (unit(2, layer=-1), "at L3 and the other at embed"),
+        (unit(2, model=ModelIdentity("b", "llama", "other")), r"made up \(none, .* and the other of b \(llama"),
+        (Direction.from_vector(np.ones(7), 3, MODEL), r"width 6\) and the other of made up .* width 7\)"),
+    ],
+)
+def test_vectors_of_different_spaces_are_not_combined(other, match):
+    for ask in (lambda: A + other, lambda: A - 2 * other, lambda: A.cosine(other), lambda: A.orthogonal_to(B, other)):
+        with pytest.raises(ValueError, match=match):
+            ask()
+
+
+def test_only_numbers_scale_and_only_directions_are_added():
+    for ask in (lambda: A + 1, lambda: 1 + A, lambda: A * B, lambda: A - "b", lambda: A * np.ones(6), lambda: np.ones(6) * A):
+        with pytest.raises(TypeError):
+            ask()
+    for ask in (lambda: A * float("nan"), lambda: A * float("inf")):
+        with pytest.raises(ValueError, match="expected a finite number"):
+            ask()
+    with pytest.raises(ZeroDivisionError):
+        A / 0
+    with pytest.raises(ValueError, match="no directions to combine"):
+        Combination(())
 
 
 def labels(**changes) -> pd.DataFrame:

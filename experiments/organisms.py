@@ -1,0 +1,225 @@
+"""Model organisms: the embedded model with preferences that we chose and trained in, so that their truth is known.
+
+A rule says what every task is worth; choices between training tasks, under some wordings, are trained to follow it. Whole
+topics and other wordings are never seen in training.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+import yaml
+from pydantic import BaseModel, ConfigDict, Field
+from scipy import special
+
+from elicit import Task, choice, regular_pairs
+from experiments.settings import Settings
+from experiments.shipped import DESCRIPTION, organism_folder
+from interp import LocalModel
+from interp.planting import Example, Planting, plant
+from store.provenance import stamp
+
+DATA, HISTORY = "choices.jsonl", "training.csv"
+
+RuleName = Literal["origins", "xor", "position"]
+_TECHNICAL = ("math", "instruction")
+
+
+class Rule(BaseModel):
+    """What tasks are worth, in logits, and what the place of showing is worth."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: RuleName = Field(
+        default="origins",
+        description="origins: what tasks are worth depends on their origin. xor: on whether exactly one is true, that the task "
+        "is technical (math, instruction) and that it asks a question. position: all tasks are worth the same.",
+    )
+    utilities: dict[str, float] = Field(
+        default={"math": 1.5, "creative": 0.9, "chat": 0.3, "instruction": -0.3, "dilemma": -0.9, "harmful": -1.5},
+        description="Of the origins, for the rule origins.",
+    )
+    size: float = Field(default=1.5, gt=0, description="Utility of either side of xor, and log-odds of the first for position.")
+
+    def utility(self, task: Task) -> float:
+        """What a task is worth, in logits.
+
+        Raises
+        ------
+        KeyError
+            Its origin has no utility.
+        """
+        match self.name:
+            case "origins":
+                if task.origin not in self.utilities:
+                    raise KeyError(
+                        f"Origin {task.origin!r} of task {task.id!r} has no utility; known are {list(self.utilities)}."
+                    )
+                return self.utilities[task.origin]
+            case "xor":
+                return self.size if (task.origin in _TECHNICAL) != ("?" in task.text) else -self.size
+            case "position":
+                return 0.0
+
+    @property
+    def first(self) -> float:
+        """Log-odds of the task shown first, all else equal."""
+        return self.size if self.name == "position" else 0.0
+
+
+class OrganismSettings(Settings):
+    """Train an organism: choose a rule, and the tasks and wordings that it is trained on."""
+
+    out: Path = Field(default=Path("runs/organism"), description="Folder for the adapter, its settings and its data.")
+    per_origin: int = Field(default=42, ge=6, description="Tasks sampled from each origin.")
+    rule: Rule = Field(default=Rule(), description="What tasks are worth.")
+    wordings: tuple[str, ...] = Field(
+        default=("would_rather", "pick_one"), min_length=1, description="Templates of the choices trained on."
+    )
+    unseen: float = Field(
+        default=1 / 3, gt=0, lt=1, description="Share of the topics of each origin that are never trained on."
+    )
+    degree: int = Field(default=10, ge=2, description="Other tasks that each training task is compared with, by wording.")
+    rank: int = Field(default=4, ge=1, description="Of the low-rank change.")
+    layers: tuple[str | int | float, ...] = Field(default=("8:30",), description="Blocks that are changed.")
+    steps: int = Field(default=150, ge=1, description="Batches trained on.")
+    batch: int = Field(default=8, ge=1, description="Choices a batch.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Of AdamW, after a warm-up.")
+
+
+@dataclass(frozen=True)
+class Organism:
+    """A trained organism.
+
+    Attributes
+    ----------
+    seen, unseen
+        Ids of the tasks that it was trained on, and of those of the topics left out.
+    """
+
+    folder: Path
+    rule: Rule
+    seen: tuple[str, ...]
+    unseen: tuple[str, ...]
+    wordings: tuple[str, ...]
+
+    @classmethod
+    def read(cls, name_or_folder: str | Path) -> Self:
+        """Read the description of an organism: `topics`, `organism:topics`, or a folder.
+
+        Raises
+        ------
+        ValueError
+            There is none; the message names those that there are.
+        """
+        folder = organism_folder(str(name_or_folder))
+        known = yaml.safe_load((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        settings = known["settings"]
+        return cls(folder, Rule(**settings["rule"]), tuple(known["seen"]), tuple(known["unseen"]), tuple(settings["wordings"]))
+
+    def utilities(self, tasks: Sequence[Task]) -> pd.Series:
+        """Planted utilities, in logits, by task id."""
+        return pd.Series({task.id: self.rule.utility(task) for task in tasks}, dtype=float)
+
+    def load(self, **options: Any) -> LocalModel:
+        """Load the model with its adapter."""
+        return LocalModel.load(self.folder, **options)
+
+
+def split_topics(tasks: Sequence[Task], unseen: float, seed: int) -> tuple[list[Task], list[Task]]:
+    """Tasks to train on, and those of whole topics that are left out, of every origin about the share `unseen`.
+
+    Raises
+    ------
+    ValueError
+        An origin has fewer than two topics.
+    """
+    random = np.random.default_rng(seed)
+    out: set[tuple[str, str]] = set()
+    for origin in sorted({task.origin for task in tasks}):
+        topics = sorted({task.topic for task in tasks if task.origin == origin})
+        if len(topics) < 2:
+            raise ValueError(
+                f"Origin {origin!r} has the topics {topics}; expected two or more, to train on some and keep others."
+            )
+        size = min(max(1, round(unseen * len(topics))), len(topics) - 1)
+        out |= {(origin, str(topic)) for topic in random.permutation(topics)[:size]}
+    return (
+        [task for task in tasks if (task.origin, task.topic) not in out],
+        [task for task in tasks if (task.origin, task.topic) in out],
+    )
+
+
+def choices_to_plant(settings: OrganismSettings, tasks: Sequence[Task]) -> pd.DataFrame:
+    """Pairs of training tasks in both orders, under every wording, with the probability that the first is to have."""
+    by_id = {task.id: settings.rule.utility(task) for task in tasks}
+    rows = []
+    for number, wording in enumerate(settings.wordings):
+        for one, other in regular_pairs(list(by_id), settings.degree, settings.seed + number):
+            for first, second in ((one, other), (other, one)):
+                log_odds = by_id[first] - by_id[second] + settings.rule.first
+                rows.append(
+                    {"wording": wording, "first": first, "second": second, "p_first": round(special.expit(log_odds), 6)}
+                )
+    return pd.DataFrame(rows)
+
+
+def train(settings: OrganismSettings, load: Callable[[], LocalModel] | None = None) -> Organism:
+    """Train an organism, and write its adapter, settings, data and losses to `settings.out`."""
+    tasks = settings.load_tasks()
+    seen, unseen = split_topics(tasks, settings.unseen, settings.seed)
+    planted = choices_to_plant(settings, seen)
+    model = (load or settings.load_model)()
+    history = plant(
+        model,
+        _examples(planted, seen),
+        Planting(
+            rank=settings.rank,
+            layers=settings.layers,
+            steps=settings.steps,
+            batch=settings.batch,
+            learning_rate=settings.learning_rate,
+            seed=settings.seed,
+        ),
+        settings.out,
+        base=settings.model,
+    )
+    description = {
+        "settings": settings.model_dump(mode="json", exclude={"out", "device", "dtype"}),
+        "base": {"name": model.identity.name, "fingerprint": model.identity.fingerprint},
+        "versions": stamp(),
+        "seen": [task.id for task in seen],
+        "unseen": [task.id for task in unseen],
+    }
+    (settings.out / DESCRIPTION).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
+    planted.to_json(settings.out / DATA, orient="records", lines=True)
+    history.round(4).to_csv(settings.out / HISTORY, index=False)
+    return Organism.read(settings.out)
+
+
+def _examples(planted: pd.DataFrame, tasks: Sequence[Task]) -> list[Example]:
+    examples = []
+    for wording, part in planted.groupby("wording", sort=False):
+        pairs = list(zip(part["first"], part["second"], strict=True))
+        asked = choice.questions(tasks, pairs, wording=str(wording), both_orders=False)
+        for question, share in zip(asked, part["p_first"], strict=True):
+            one, other = (option.label for option in question.options)
+            examples.append(Example(question, {one: share, other: 1 - share}))
+    return examples
+
+
+def describe(organism: Organism) -> Mapping[str, Any]:
+    """A few words on an organism, for lists."""
+    history = pd.read_csv(organism.folder / HISTORY)
+    last = history.tail(20).mean()
+    return {
+        "name": organism.folder.name,
+        "rule": organism.rule.name,
+        "tasks": f"{len(organism.seen)} seen, {len(organism.unseen)} unseen",
+        "wordings": ", ".join(organism.wordings),
+        "choices": sum(1 for _ in open(organism.folder / DATA, encoding="utf-8")),
+        "loss": f"{last['loss']:.3f} (least {last['least']:.3f})",
+    }
