@@ -33,6 +33,7 @@ def test_the_plan_is_what_the_run_then_asks(counted, tmp_path):
         assert log.to_frame().equals(before)  # made-up answers are never kept
 
 
+@pytest.mark.slow
 def test_the_whole_loop_and_runs_of_several_models_can_be_planned(counted, tmp_path):
     settings = DemoSettings(
         out=tmp_path / "d",

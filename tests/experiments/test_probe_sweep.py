@@ -93,11 +93,11 @@ def test_settings_that_do_not_go_together_are_refused_before_anything_is_loaded(
         ProbeSweepSettings.of(given)
 
 
-def test_a_target_or_a_layer_that_there_is_not_is_named(tmp_path):
+def test_a_target_or_a_layer_that_there_is_not_is_named(directory):
     with pytest.raises(ValueError, match=r"only_layers names \[3\], which layers does not cache: \[-1, 15\]"):
-        run(ProbeSweepSettings(out=tmp_path / "r", wandb="disabled", **SMALL | {"only_layers": (3,)}))
+        run(ProbeSweepSettings(out=directory, wandb="disabled", **SMALL | {"only_layers": (3,)}))
     with pytest.raises(ValueError, match=r"no labels of \['joy'\]; these settings measure \['self_report', 'utility'"):
-        run(ProbeSweepSettings(out=tmp_path / "r", wandb="disabled", **SMALL | {"targets": ("joy",)}))
+        run(ProbeSweepSettings(out=directory, wandb="disabled", **SMALL | {"targets": ("joy",)}))
 
 
 def test_what_the_tasks_or_the_installation_lack_is_said_before_a_model_is_loaded(tmp_path, monkeypatch):
@@ -150,6 +150,7 @@ def test_the_command_line_that_wandb_agent_makes_of_the_sweep_file_runs_one_conf
     assert logged.summary["r2"] == pytest.approx(r2)
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_killed_resumes_without_a_second_run_of_anything(directory, tmp_path):
     changed = SMALL | {"layers": ("embed", 0.25, 0.5, 0.75), "targets": ("utility", "self_report"), "permutations": 20}
     settings = ProbeSweepSettings(out=directory, wandb="offline", **changed)
