@@ -4,7 +4,7 @@ A rule says what every task is worth; choices between training tasks, under some
 topics and other wordings are never seen in training.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -167,12 +167,22 @@ def choices_to_plant(settings: OrganismSettings, tasks: Sequence[Task]) -> pd.Da
     return pd.DataFrame(rows)
 
 
-def train(settings: OrganismSettings, load: Callable[[], LocalModel] | None = None) -> Organism:
-    """Train an organism, and write its adapter, settings, data and losses to `settings.out`."""
+def train(settings: OrganismSettings) -> Organism:
+    """Train an organism, and write its adapter, settings, data and losses to `settings.out`.
+
+    Raises
+    ------
+    ValueError
+        The settings name an intervention, which an adapter cannot hold; or see `split_topics` and `plant`.
+    """
+    if settings.intervention:
+        raise ValueError(
+            f"An organism cannot be trained under the intervention {settings.intervention}; train it, then steer it."
+        )
     tasks = settings.load_tasks()
     seen, unseen = split_topics(tasks, settings.unseen, settings.seed)
     planted = choices_to_plant(settings, seen)
-    model = (load or settings.load_model)()
+    model = settings.load_model()
     history = plant(
         model,
         _examples(planted, seen),

@@ -1,6 +1,6 @@
 """How a measurement stands up to known truth: planting that took, utilities recovered, and what was readable all along."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,8 +20,9 @@ def planting_table(comparisons: Mapping[str, pd.DataFrame], truth: pd.Series, un
     """Choices beside the planted utilities, by condition (model and wording), for pairs of seen and of unseen topics.
 
     Columns: `pearson` of order-averaged log-odds with planted differences, `right`, the share of pairs with a planted
-    difference whose choice goes its way; `swapped`, the correlation of the log-odds for a task in the two orders: one where
-    content alone decides, minus one where position does. Intervals allow for pairs that share tasks.
+    difference whose choice goes its way; `slope`, log-odds by planted logit, one where all that was planted was learnt;
+    `swapped`, the correlation of the log-odds for a task in the two orders: one where content alone decides, minus one where
+    position does; `position`, what being shown first is worth in logits. Intervals allow for pairs that share tasks.
     """
     rows = []
     for condition, table in comparisons.items():
@@ -37,12 +38,19 @@ def planting_table(comparisons: Mapping[str, pd.DataFrame], truth: pd.Series, un
             varied = np.flatnonzero(difference)
             if len(varied):
                 row |= _row("pearson", _correlation(content, difference, ends))
+                row |= _row("slope", dyadic_estimate(_slope(difference, content), *ends))
                 right = (np.sign(content[varied]) == np.sign(difference[varied])).astype(float)
                 one, other = (end.iloc[varied] for end in ends)
                 row |= _row("right", dyadic_estimate(lambda at, right=right: right[at].mean(axis=-1), one, other, (0, 1)))
             row |= _row("swapped", _correlation(content + position, content - position, ends))
-            rows.append(row | {"position": float(position.mean()), "content_sd": float(content.std(ddof=1))})
+            row |= _row("position", dyadic_estimate(lambda at, position=position: position[at].mean(axis=-1), *ends))
+            rows.append(row | {"content_sd": float(content.std(ddof=1))})
     return pd.DataFrame(rows)
+
+
+def _slope(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], float]:
+    """Least-squares slope through the origin, as which of two tasks comes first is arbitrary."""
+    return lambda at: float((x[at] * y[at]).sum() / (x[at] ** 2).sum())
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, ends: Sequence[pd.Series]) -> Estimate:
@@ -58,14 +66,14 @@ class Recovery:
     own, planted
         With the fit to all pairs, and with the planted utilities: mean over designs, and their 2.5th to 97.5th percentile.
     whole
-        Of the fit to all pairs with the planted utilities.
+        Of the fit to all pairs with the planted utilities, with its interval by bootstrap over tasks.
     ceiling
         Of an estimate that is right about every order with the planted utilities, where many are tied: the most that can be.
     """
 
     own: Estimate
     planted: Estimate | None
-    whole: float
+    whole: Estimate | None
     ceiling: float
 
 
@@ -86,9 +94,14 @@ def recovery(table: FrozenTable, truth: pd.Series, degree: int, designs: int, se
     return Recovery(
         Estimate.from_draws(own.mean(), own, len(own)),
         Estimate.from_draws(with_truth.mean(), with_truth, len(own)) if varies else None,
-        _rank(whole.values, planted) if varies else np.nan,
+        _rank_estimate(whole.values, planted, random) if varies else None,
         float(np.mean(untied)) if varies else np.nan,
     )
+
+
+def _rank_estimate(x: np.ndarray, y: np.ndarray, random: np.random.Generator) -> Estimate:
+    rows = random.integers(len(x), size=(1000, len(x)))
+    return Estimate.from_draws(_rank(x, y), [_rank(x[each], y[each]) for each in rows], len(x))
 
 
 def _rank(x: np.ndarray, y: np.ndarray) -> float:
@@ -116,7 +129,8 @@ def slope_gaps(organism: pd.DataFrame, untouched: pd.DataFrame) -> pd.DataFrame:
     """By how much more every direction moves an organism than the model that it was made of.
 
     Random directions are the same ones in both, so how their slopes differ is what training alone does to pushes at large:
-    `p_value` is the share of them, with the tested one, that differ by as much. `gap` has an interval from the standard errors.
+    `p_value` is the share of them, with the tested one, that differ by as much. The interval of `gap` takes the two slopes for
+    independent, which is wide where they come from the same pairs.
     """
     keys = ["direction", "layer", "mode"]
     both = organism.merge(untouched, on=[*keys, "is_random"], suffixes=("_organism", "_untouched"))

@@ -90,7 +90,8 @@ def run(settings: PlantedPreferenceSettings) -> Result:
     fresh = _unmeasured(settings, tasks)
     truth = organism.utilities(tasks)
     setup = Setup.of(settings, tasks)
-    models = {organism.folder.name: organism.load(dtype=settings.dtype, device=settings.device), UNTOUCHED: setup.model}
+    planted = settings.model_copy(update={"model": str(organism.folder)}).load_model()
+    models = {organism.folder.name: planted, UNTOUCHED: setup.model}
     comparisons = {
         f"{name}, {wording}": _choices(setup, model, wording)
         for name, model in models.items()
@@ -234,8 +235,11 @@ def planting_finding(planting: pd.DataFrame, organism: Organism, settings: Plant
         new = "" if wording in organism.wordings or UNTOUCHED in row["condition"] else " (a wording not trained on)"
         words = f"{row['condition']}{new}, {row['topics']} topics: orders correlate at {_scored(row, 'swapped')}"
         if row.get("pearson") == row.get("pearson"):
-            words += f", {100 * row['right']:.0f} % of choices go as planted (r = {_scored(row, 'pearson')})"
-        said.append(f"{words}, position is worth {row['position']:+.2f}.")
+            words += (
+                f", {_percent(row, 'right')} of choices go as planted (r = {_scored(row, 'pearson')}, "
+                f"{_scored(row, 'slope')} of what was planted)"
+            )
+        said.append(f"{words}, position is worth {_scored(row, 'position')}.")
     return Finding("Planting", " ".join(said), "planting")
 
 
@@ -247,9 +251,9 @@ def recovery_finding(found: Recovery, coverage: pd.DataFrame, settings: PlantedP
         f"to all pairs (mean and range of {found.own.n} designs; the target of .9 is "
         f"{'met' if found.own.value >= 0.9 else 'missed'}). "
     )
-    if found.planted is not None:
+    if found.planted is not None and found.whole is not None:
         sentence += (
-            f"With the planted utilities it is {plain(found.planted)}, and {found.whole:+.2f} from all pairs; ties among the "
+            f"With the planted utilities it is {plain(found.planted)}, and {plain(found.whole)} from all pairs; ties among the "
             f"planted allow {found.ceiling:.2f} at most. "
         )
     sentence += f"Intervals of 95 % contain the fit to all pairs in {_percent(row, 'coverage')} of cases."

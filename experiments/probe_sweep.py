@@ -240,7 +240,7 @@ def _embeddings(settings: ProbeSweepSettings, texts: Mapping[str, str]) -> dict[
 def _others(settings: ProbeSweepSettings, setup: Setup) -> dict[str, ActivationStore]:
     if settings.other_model is None:
         return {}
-    other = LocalModel.load(settings.other_model, dtype=settings.dtype, device=settings.device)
+    other = settings.model_copy(update={"model": settings.other_model, "intervention": None, "dose": None}).load_model()
     if other.n_layers != setup.model.n_layers:
         raise ValueError(
             f"{settings.other_model} has {other.n_layers} layers and {settings.model} {setup.model.n_layers}; probes are "

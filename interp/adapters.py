@@ -40,7 +40,7 @@ def merge_adapter(model: Any, folder: str | Path) -> Any:
     ValueError
         The adapter does not fit the model.
     """
-    peft = _peft()
+    peft = import_peft()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # between peft and transformers, and none of the user's
@@ -49,7 +49,14 @@ def merge_adapter(model: Any, folder: str | Path) -> Any:
         raise ValueError(f"The adapter in {folder} does not fit {type(model).__name__}: {error}") from error
 
 
-def _peft() -> Any:
+def import_peft() -> Any:
+    """The library, which is an extra.
+
+    Raises
+    ------
+    ImportError
+        It is not installed.
+    """
     try:
         import peft
     except ImportError as error:

@@ -11,9 +11,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.multiclass import type_of_target
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted
 
-from interp.alphas import CLASSIFIER_ALPHAS, AlphaErrors, check_alphas
+from interp.alphas import AlphaErrors, check_alphas
 from interp.folds import grouped_folds
-from interp.readout import LinearClassifier, validate
+from interp.readout import PenalisedClassifier, validate
 
 _TOLERANCE, _MAX_STEPS = 1e-8, 2000
 
@@ -37,7 +37,7 @@ def differences(
     return items[pairs[:, 0]] - items[pairs[:, 1]]
 
 
-class BradleyTerryProbe(LinearClassifier):
+class BradleyTerryProbe(PenalisedClassifier):
     """P(first is chosen) = sigmoid(w' (x_first - x_second)), without intercept (Bradley & Terry 1952).
 
     Minimises the weighted sum of log losses plus alpha / 2 times the squared weights, on features scaled by their root mean
@@ -65,19 +65,6 @@ class BradleyTerryProbe(LinearClassifier):
     """
 
     method = "bradley_terry_probe"
-
-    def __init__(
-        self,
-        alphas: Sequence[float] = CLASSIFIER_ALPHAS,
-        *,
-        one_standard_error: bool = False,
-        n_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.alphas = alphas
-        self.one_standard_error = one_standard_error
-        self.n_folds = n_folds
-        self.seed = seed
 
     def fit(
         self,

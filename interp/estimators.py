@@ -18,10 +18,10 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted
 
-from interp.alphas import CLASSIFIER_ALPHAS, DEFAULT_ALPHAS, AlphaErrors, check_alphas
+from interp.alphas import DEFAULT_ALPHAS, AlphaErrors, check_alphas
 from interp.bradley_terry import BradleyTerryProbe, differences
 from interp.folds import grouped_folds
-from interp.readout import LinearClassifier, Readout, check_classes, validate
+from interp.readout import LinearClassifier, PenalisedClassifier, Readout, check_classes, validate
 from interp.ridge import Choice, Ridge, held_out_errors
 from interp.shifted import Precision
 
@@ -119,7 +119,7 @@ class RidgeProbe(MultiOutputMixin, RegressorMixin, Readout):
         return validate(self, X, reset=False, dtype=[np.float64, np.float32]) @ self.coef_.T + self.intercept_
 
 
-class LogisticProbe(LinearClassifier):
+class LogisticProbe(PenalisedClassifier):
     """Logistic regression onto labels, of two classes or more.
 
     Minimises the sum of log losses plus alpha / 2 times the squared weights, on standardised features; the intercept is free.
@@ -144,19 +144,6 @@ class LogisticProbe(LinearClassifier):
     """
 
     method = "logistic_probe"
-
-    def __init__(
-        self,
-        alphas: Sequence[float] = CLASSIFIER_ALPHAS,
-        *,
-        one_standard_error: bool = False,
-        n_folds: int = 5,
-        seed: int = 0,
-    ) -> None:
-        self.alphas = alphas
-        self.one_standard_error = one_standard_error
-        self.n_folds = n_folds
-        self.seed = seed
 
     def fit(self, X: Float[np.ndarray, "n d"], y: np.ndarray, groups: Sequence[Any] | None = None) -> Self:
         """Choose alpha and fit.

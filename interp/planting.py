@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from interp.adapters import WEIGHTS, _peft
+from interp.adapters import WEIGHTS, import_peft
 from interp.layers import LayerSpec
 from interp.model import LocalModel
 from interp.scoring import option_tree
@@ -89,7 +89,7 @@ def plant(model: LocalModel, examples: Sequence[Example], planting: Planting, fo
     ValueError
         Options of a question begin with the same token, or there are fewer examples than a batch.
     """
-    peft = _peft()
+    peft = import_peft()
     if len(examples) < planting.batch:
         raise ValueError(
             f"{len(examples)} examples for batches of {planting.batch}; expected more examples, or a smaller batch."

@@ -215,9 +215,9 @@ def upper_class(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
 
 
 def _check_classes(classes: Float[np.ndarray, " n"], split: Split, target: str) -> None:
-    sizes = [int(classes[split.folds != fold].sum()) for fold in range(len(split.names))]
-    for name, fold, size in zip(split.names, range(len(split.names)), sizes, strict=True):
-        n = int((split.folds != fold).sum())
+    for fold, name in enumerate(split.names):
+        train = classes[split.folds != fold]
+        n, size = len(train), int(train.sum())
         if not 2 <= size <= n - 2:
             raise ValueError(
                 f"Without {name}, {size} of {n} tasks are in the upper class of {target!r}; a probe of classes needs two or "
@@ -228,12 +228,14 @@ def _check_classes(classes: Float[np.ndarray, " n"], split: Split, target: str) 
 def choices_between(
     choices: pd.DataFrame | None, task_ids: Sequence[str], shuffles: Int[np.ndarray, "tasks columns"]
 ) -> Choices:
-    """Choices between these tasks, both orders and all repetitions of a pair together; a tie is half a win.
+    """Choices between these tasks, of the pairs that were answered in both orders; a tie is half a win.
+
+    Each order counts the same, so that a habit of taking what is shown first is no preference.
 
     Raises
     ------
     ValueError
-        There are none, or no task is in two of them.
+        There are none.
     """
     if choices is None or not {"first", "second", "p_first"}.issubset(choices):
         found = "none are given" if choices is None else f"these have the columns {list(choices)}"
@@ -246,16 +248,20 @@ def choices_between(
     if "outcome" in choices:
         usable &= choices["outcome"] == "chose"
     part = choices[usable]
-    if part.empty:
-        raise ValueError(
-            f"None of {len(choices)} choices is between two of the {len(task_ids)} labelled tasks and was made; expected the "
-            "choices that the labels were fitted to."
-        )
-    first, second = (part[side].map(place).to_numpy() for side in ("first", "second"))
+    first, second = (part[side].map(place).to_numpy(dtype=np.int64) for side in ("first", "second"))
     tied = part["p_tie"].to_numpy(dtype=float) if "p_tie" in part else 0.0
     counted = part["weight"].to_numpy(dtype=float) if "weight" in part else np.ones(len(part))
     won = part["p_first"].to_numpy(dtype=float) + tied / 2
-    won = np.where(first < second, won, 1 - won)
+    swapped = first > second
     pairs, number = np.unique(np.sort(np.stack([first, second], axis=1), axis=1), axis=0, return_inverse=True)
-    weight = np.bincount(number.ravel(), counted)
-    return Choices(pairs, np.bincount(number.ravel(), counted * won) / weight, weight, np.argsort(shuffles, axis=0))
+    cell = 2 * number.ravel() + swapped  # a pair in one of its orders
+    answers = np.bincount(cell, counted, 2 * len(pairs)).reshape(-1, 2)
+    wins = np.bincount(cell, counted * np.where(swapped, 1 - won, won), 2 * len(pairs)).reshape(-1, 2)
+    both = (answers > 0).all(axis=1)
+    if not both.any():
+        raise ValueError(
+            f"None of {len(choices)} choices is of a pair of the {len(task_ids)} labelled tasks that was answered in both "
+            "orders; expected the choices that the labels were fitted to, each pair asked both ways round."
+        )
+    share = (wins[both] / answers[both]).mean(axis=1)
+    return Choices(pairs[both], share, answers[both].sum(axis=1), np.argsort(shuffles, axis=0))

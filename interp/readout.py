@@ -9,6 +9,7 @@ from scipy import special
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import validation
 
+from interp.alphas import CLASSIFIER_ALPHAS
 from store.directions import Direction
 from store.provenance import ModelIdentity
 
@@ -82,6 +83,23 @@ class LinearClassifier(ClassifierMixin, Readout):
         """The likeliest class."""
         logits = self.decision_function(X)
         return self.classes_[(logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)]
+
+
+class PenalisedClassifier(LinearClassifier):
+    """Classes from logits whose weights are held back by a penalty that held-out log loss chooses."""
+
+    def __init__(
+        self,
+        alphas: Sequence[float] = CLASSIFIER_ALPHAS,
+        *,
+        one_standard_error: bool = False,
+        n_folds: int = 5,
+        seed: int = 0,
+    ) -> None:
+        self.alphas = alphas
+        self.one_standard_error = one_standard_error
+        self.n_folds = n_folds
+        self.seed = seed
 
 
 def check_classes(y: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:

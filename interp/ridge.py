@@ -81,14 +81,8 @@ class Ridge:
         gram = rows @ rows.T if n <= d else rows.T @ rows if train.gram is None else train.gram
         return cls(train, place, rows, place.decompose(gram))
 
-    def leave_one_out(
-        self, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]
-    ) -> Float[np.ndarray, "alphas targets"]:
-        """Mean squared error of leave-one-out prediction, in closed form (Allen's PRESS)."""
-        return self.leave_one_out_errors(targets, alphas).mean
-
     def leave_one_out_errors(self, targets: Float[np.ndarray, "n targets"], alphas: Sequence[float]) -> AlphaErrors:
-        """Squared errors of leave-one-out prediction, with their standard error over rows.
+        """Squared errors of leave-one-out prediction in closed form (Allen's PRESS), with their standard error over rows.
 
         A row's residual is divided by 1 - h, with h its leverage (Allen 1974); means and scales are those of all rows.
         """

@@ -6,9 +6,11 @@ import pytest
 from scipy import special
 
 from elicit import Task, all_pairs, builtin_tasks, choice
+from experiments import planted_preference
 from experiments.cli import main
+from experiments.dry_run import dry_run
 from experiments.frozen import FrozenTable
-from experiments.organisms import Organism, OrganismSettings, Rule, choices_to_plant, split_topics
+from experiments.organisms import Organism, OrganismSettings, Rule, choices_to_plant, split_topics, train
 from experiments.planted import chance_of_a_claim, planting_table, recovery, slope_gaps
 from experiments.planted_preference import PlantedPreferenceSettings, run
 from experiments.shipped import SHIPPED, shipped
@@ -90,7 +92,8 @@ def test_planting_and_recovery_of_perfect_answers_are_perfect():
     truth = pd.Series({f"t{number}": float(number % 4) for number in range(16)})
     table = planting_table({"m, w": answers(truth, position=5.0)}, truth, [f"t{number}" for number in range(8)])
     assert (table["pearson"] > 0.999).all() and (table["right"] == 1).all() and (table["swapped"] > 0.999).all()
-    np.testing.assert_allclose(table["position"], 5)
+    np.testing.assert_allclose(table[["slope", "slope_low", "slope_high"]], 1, atol=1e-6)
+    np.testing.assert_allclose(table[["position", "position_low", "position_high"]], 5, atol=1e-6)
     frozen = FrozenTable(answers(truth), dict.fromkeys(truth.index, "a"), {"name": "m", "fingerprint": "f", "dtype": "d"})
     found = recovery(frozen, truth, 4, 10, 0)
     assert found.planted is not None and found.planted.value == pytest.approx(1, abs=0.05) and 0.9 < found.ceiling < 1
@@ -113,6 +116,18 @@ def test_gaps_are_held_against_those_of_the_same_random_directions():
     (row,) = slope_gaps(organism, base).query("not is_random").to_dict("records")
     assert row["gap"] == 1 and row["p_value"] == pytest.approx(1 / 20) and row["random_high"] == 0.5
     assert row["gap_high"] - 1 == pytest.approx(1.96 * np.hypot(0.1, 0.1))
+
+
+def test_planning_asks_the_organism_nothing(tmp_path):
+    quick = PlantedPreferenceSettings.QUICK | {"per_origin": 3, "out": tmp_path / "p", "steered_pairs": 4}
+    plan = dry_run(planted_preference, PlantedPreferenceSettings(**quick))
+    assert plan.model.startswith("smollm2-135m") and " and topics" in plan.model and not (tmp_path / "p").exists()
+    assert plan.table.set_index("kind").loc["choice", "questions"] > 3 * 18 * 17
+
+
+def test_an_organism_is_not_trained_under_an_intervention(tmp_path):
+    with pytest.raises(ValueError, match="cannot be trained under the intervention"):
+        train(OrganismSettings(out=tmp_path / "o", intervention=tmp_path / "push.safetensors"))
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from interp import probe_sweep
 from interp.estimators import MassMeanProbe
 from interp.folds import TRAIN_ONLY, FoldTable, grouped_folds
 from interp.kinds import Columns, Fitting
-from interp.probe_block import _shuffles
+from interp.probe_block import _shuffles, choices_between
 from interp.shifted import Place
 from interp.splits import Split
 from tests.interp.test_probe import make_labels, make_store
@@ -48,6 +48,15 @@ def test_every_kind_finds_a_planted_signal_and_puts_it_on_the_scale_of_its_label
     if kind == "bradley_terry":
         assert best["choice_accuracy_low"] < best["choice_accuracy"] < best["choice_accuracy_high"]
         assert best["choice_accuracy"] > 0.75
+
+
+def test_a_pair_answered_in_one_order_only_says_nothing_and_orders_count_the_same():
+    made = [("task0", "task1", 0.9), ("task0", "task1", 0.9), ("task1", "task0", 0.6), ("task0", "task2", 1.0)]
+    table = pd.DataFrame(made, columns=["first", "second", "p_first"]).assign(outcome="chose")
+    refused = pd.DataFrame([("task2", "task0", 0.5)], columns=["first", "second", "p_first"]).assign(outcome="refused")
+    found = choices_between(pd.concat([table, refused]), ["task0", "task1", "task2"], np.arange(3)[:, None])
+    assert found.pairs.tolist() == [[0, 1]] and found.weight.tolist() == [3]
+    assert found.share == pytest.approx([(0.9 + 0.4) / 2])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -175,7 +184,7 @@ def test_labels_that_are_the_same_within_groups_are_no_finding_by_chance(tmp_pat
         ({"kind": "bradley_terry", "choices": pd.DataFrame({"a": [1]})}, r"these have the columns \['a'\]"),
         (
             {"kind": "bradley_terry", "choices": pd.DataFrame({"first": ["x"], "second": ["y"], "p_first": [1.0]})},
-            r"None of 1 choices is between two of the 20 labelled tasks",
+            r"None of 1 choices is of a pair of the 20 labelled tasks that was answered in both orders",
         ),
         ({"kind": "logistic", "demean": {f"task{number}": "ab"[number % 2] for number in range(20)}}, "cannot be taken off"),
         ({"targets": ["joy"]}, r"no labels of \['joy'\]; expected some of \['utility'\]"),

@@ -69,7 +69,7 @@ def test_leave_one_out_in_closed_form_equals_leaving_one_out(random):
     features, targets = random.normal(size=(12, 20)), random.normal(size=(12, 1))
     # The closed form keeps the standardisation of the whole training set, so compare on features that have none to do.
     scaled = StandardScaler().fit_transform(features)
-    found = Ridge.decompose(scaled).leave_one_out(targets, [3.0])[0, 0]
+    found = Ridge.decompose(scaled).leave_one_out_errors(targets, [3.0]).mean[0, 0]
     errors = []
     for left in range(12):
         rest = np.arange(12) != left
