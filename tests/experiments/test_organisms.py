@@ -118,6 +118,7 @@ def test_gaps_are_held_against_those_of_the_same_random_directions():
     assert row["gap_high"] - 1 == pytest.approx(1.96 * np.hypot(0.1, 0.1))
 
 
+@pytest.mark.slow
 def test_planning_asks_the_organism_nothing(tmp_path):
     quick = PlantedPreferenceSettings.QUICK | {"per_origin": 3, "out": tmp_path / "p", "steered_pairs": 4}
     plan = dry_run(planted_preference, PlantedPreferenceSettings(**quick))

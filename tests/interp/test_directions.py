@@ -91,8 +91,8 @@ def test_a_difference_of_means_may_be_named_for_its_groups(tmp_path, random):
 
 
 def pairs(values: np.ndarray, random) -> pd.DataFrame:
-    """Choices between all tasks, by their values."""
-    first, second = np.triu_indices(len(values), 1)
+    """Choices between all tasks, in both orders, by their values."""
+    first, second = np.hstack([np.triu_indices(len(values), 1), np.triu_indices(len(values), 1)[::-1]])
     won = random.random(len(first)) < 1 / (1 + np.exp(values[second] - values[first]))
     names = np.array([f"task{number}" for number in range(len(values))])
     return pd.DataFrame({"first": names[first], "second": names[second], "p_first": won.astype(float)})

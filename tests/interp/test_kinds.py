@@ -162,17 +162,24 @@ def test_permutations_keep_clusters_together():
     assert (np.sort(uneven, axis=0) == np.arange(6)[:, None]).all()
 
 
-def test_labels_that_are_the_same_within_groups_are_no_finding_by_chance(tmp_path, random):
-    """Free permutations would break the groups up, and find that activations of a group are alike."""
-    p_values = []
-    groups = {f"task{number}": f"g{number // 6}" for number in range(72)}
-    for number in range(12):
-        of_group = np.repeat(random.normal(size=(12, 20)), 6, axis=0)
-        store = make_store(tmp_path / f"{number}.h5", of_group + 0.3 * random.normal(size=(72, 20)), np.full(72, 9))
+def test_p_values_of_noise_that_groups_share_are_right_where_free_permutations_claim_too_much(random):
+    clusters = np.repeat(np.arange(12), 6)
+    folds = grouped_folds(clusters, 5, 0)
+
+    def p_value(features: np.ndarray, values: np.ndarray, shuffles: np.ndarray) -> float:
+        columns = values[shuffles]
+        predicted, _ = Fitting().predict(FoldTable.of(features, folds, Place.of()), Columns(columns, None, clusters))
+        middle = np.stack([columns[folds != fold].mean(axis=0) for fold in range(5)])[folds]
+        r2 = 1 - ((columns - predicted) ** 2).sum(axis=0) / ((columns - middle) ** 2).sum(axis=0)
+        return (1 + (r2[1:] >= r2[0]).sum()) / r2.size
+
+    together, free = [], []
+    for number in range(200):
+        features = np.repeat(random.normal(size=(12, 20)), 6, axis=0) + 0.3 * random.normal(size=(72, 20))
         values = np.repeat(random.normal(size=12), 6) + 0.3 * random.normal(size=72)
-        sweep = probe_sweep(store, make_labels(values), groups=groups, permutations=39, resamples=50)
-        p_values.append(sweep.best("utility")["p_value"])
-    assert np.mean(np.array(p_values) <= 0.1) <= 0.35 and np.median(p_values) > 0.15
+        together.append(p_value(features, values, _shuffles(clusters, 39, number)))
+        free.append(p_value(features, values, _shuffles(np.arange(72), 39, number)))
+    assert np.mean(np.array(together) <= 0.05) < 0.1 < np.mean(np.array(free) <= 0.05)
 
 
 @pytest.mark.parametrize(
