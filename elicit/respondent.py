@@ -37,3 +37,9 @@ class SharedRespondent(Protocol):
     def score_together(self, asked: Sequence[tuple["Respondent", Question]], on_answer: OnAnswer | None = None) -> list[Answer]:
         """Exact option probabilities of questions put to several views."""
         ...
+
+    def generate_together(
+        self, asked: Sequence[tuple["Respondent", Question]], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        """Sampled text for questions put to several views."""
+        ...

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 from tqdm import tqdm
 
@@ -96,21 +97,20 @@ def _ask_missing(missing: dict[str, tuple[Respondent, Question]], log: Measureme
         return on_answer
 
     try:
-        _score(exact, missing, hear)
-        for view, keys in _by_respondent(sampled, missing):
-            view.generate([missing[key][1] for key in keys], hear(keys))
+        _put(exact, missing, hear, "score")
+        _put(sampled, missing, hear, "generate")
     finally:
         flush()  # also on Ctrl-C: what was answered stays answered
     return found
 
 
-def _score(keys: list[str], missing: dict[str, tuple[Respondent, Question]], hear) -> None:
+def _put(keys: list[str], missing: dict[str, tuple[Respondent, Question]], hear, method: Literal["score", "generate"]) -> None:
     groups = _by_respondent(keys, missing)
     if len(groups) > 1 and isinstance(groups[0][0], SharedRespondent):
-        groups[0][0].score_together([missing[key] for key in keys], hear(keys))
+        getattr(groups[0][0], f"{method}_together")([missing[key] for key in keys], hear(keys))
         return
     for view, own in groups:
-        view.score([missing[key][1] for key in own], hear(own))
+        getattr(view, method)([missing[key][1] for key in own], hear(own))
 
 
 def _by_respondent(keys: Sequence[str], missing: dict[str, tuple[Respondent, Question]]) -> list[tuple[Respondent, list[str]]]:

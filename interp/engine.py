@@ -135,6 +135,28 @@ class Engine:
         codes = table.encode(job.interventions, job.rendered, len(tokens))
         return self._next_token_logits([tokens], [codes], table)[0].float().log_softmax(-1)
 
+    def token_logits(
+        self,
+        jobs: Sequence[Job],
+        tokens: Sequence[Int[np.ndarray, " tokens"]],
+        done: Callable[[int, Float[Tensor, "tokens vocabulary"]], None],
+    ) -> None:
+        """Read the logits after some tokens of every job, on the device; `done(number, logits)` hears of each."""
+        table = TreatmentTable()
+        sequences = [job.rendered.token_ids for job in jobs]
+        treatments = [table.encode(job.interventions, job.rendered, len(job.rendered.token_ids)) for job in jobs]
+
+        def run(numbers: list[int]) -> None:
+            logits = self._logits(
+                [sequences[n] for n in numbers], [treatments[n] for n in numbers], [tokens[n] for n in numbers], table
+            )
+            for number, part in zip(numbers, logits.split([len(tokens[number]) for number in numbers]), strict=True):
+                done(number, part)
+
+        groups = [[distinguished(*pair)] for pair in zip(sequences, treatments, strict=True)]
+        most = max(map(len, tokens), default=1)
+        self._in_batches(groups, run, sequences=max(1, _SEQUENCES_PER_BATCH // max(1, most)))
+
     def capture(
         self,
         jobs: Sequence[Job],
@@ -205,9 +227,10 @@ class Engine:
         groups: Sequence[Sequence[TokenIds]],
         run: Callable[[list[int]], None],
         layout: Layout | None = None,
+        sequences: int = _SEQUENCES_PER_BATCH,
     ) -> None:
         """Run groups batch by batch; on running out of memory, halve the batch and the budget and go on."""
-        batches = plan(groups, layout or self.layout, self.token_budget, _SEQUENCES_PER_BATCH)
+        batches = plan(groups, layout or self.layout, self.token_budget, sequences)
         # The batch with the longest sequence goes first: what does not fit is met at the start.
         pending = sorted(batches, key=lambda numbers: max(len(each) for number in numbers for each in groups[number]))
         while pending:
@@ -226,9 +249,19 @@ class Engine:
         self, sequences: Sequence[TokenIds], treatments: Sequence[TokenIds], table: TreatmentTable
     ) -> Float[Tensor, "sequences vocabulary"]:
         """Logits after the last token of each sequence."""
+        return self._logits(sequences, treatments, [np.array([len(sequence) - 1]) for sequence in sequences], table)
+
+    def _logits(
+        self,
+        sequences: Sequence[TokenIds],
+        treatments: Sequence[TokenIds],
+        tokens: Sequence[Int[np.ndarray, " tokens"]],
+        table: TreatmentTable,
+    ) -> Float[Tensor, "asked vocabulary"]:
+        """Logits after some tokens of each sequence, one sequence after the other."""
         batch = lay_out(sequences, treatments, self.layout)
         edits = table.edits(batch.treatments)
-        last = np.array([rows[-1] for rows in batch.rows])
+        asked = np.concatenate([rows[own] for rows, own in zip(batch.rows, tokens, strict=True)])
         resume = None
         if edits and batch.packing is not None:
             trunk = lay_out(sequences, [np.zeros_like(codes) for codes in treatments], self.layout)
@@ -240,7 +273,7 @@ class Engine:
                 residual = self.backend.run(trunk, gathers={layer: lambda rows: rows.clone()}).residuals[layer]
                 source = torch.from_numpy(np.concatenate(trunk.rows)[batch.packing.source])
                 resume = (layer, residual[source.to(residual.device)][None])
-        logits = self.backend.run(batch, edits=edits, logits_at=last, resume=resume).logits
+        logits = self.backend.run(batch, edits=edits, logits_at=asked, resume=resume).logits
         assert logits is not None
         return logits
 

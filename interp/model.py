@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from interp import embedded
 from interp.adapters import adapter_base, merge_adapter
@@ -22,7 +22,7 @@ from interp.engine import Engine, Job
 from interp.layers import LayerSpec, resolve_layers
 from interp.positions import Positions
 from interp.rendering import Rendered, Renderer
-from interp.scoring import OptionTree, option_tree
+from interp.scoring import OptionTree, gather_log_probs, option_tree
 from interp.steering import Intervention, check_fits, reference_tokens
 from store.directions import Direction, SteeringVector
 from store.provenance import ModelIdentity, digest
@@ -242,18 +242,25 @@ class LocalModel:
 
     def generate(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
         """Sample text for each question (`Question.sampling` must be set); the outcome is for a parser to say."""
-        answers = _Answers(len(questions), on_answer)
+        return self.generate_together([(self, question) for question in questions], on_answer)
+
+    def generate_together(
+        self, asked: Sequence[tuple["LocalModel", Question]], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
+        """Sample text for questions put to several views of this model, in shared batches."""
+        answers = _Answers(len(asked), on_answer)
         jobs: list[Job] = []
         samplings: list[Sampling] = []
         numbers: list[int] = []
-        for number, question in enumerate(questions):
+        for number, (view, question) in enumerate(asked):
+            self._check_view(view)
             if question.sampling is None:
                 raise ValueError("generate() needs Question.sampling; exact questions are for score().")
             rendered = self.render(question)
             if too_long := self._too_long(rendered, question.sampling.max_new_tokens):
                 answers.put(number, too_long)
                 continue
-            jobs.append(Job(rendered, self.interventions))
+            jobs.append(Job(rendered, view.interventions))
             samplings.append(question.sampling)
             numbers.append(number)
 
@@ -261,7 +268,7 @@ class LocalModel:
             truncated = len(token_ids) >= samplings[place].max_new_tokens
             answers.put(numbers[place], Answer(Outcome.CHOSE, text=self.renderer.decode(token_ids), truncated=truncated))
 
-        draws = [questions[number].draw for number in numbers]
+        draws = [asked[number][1].draw for number in numbers]
         self.engine.generate(jobs, samplings, draws, self.renderer.end_of_turn_ids, done)
         return answers.all()
 
@@ -282,8 +289,7 @@ class LocalModel:
         numbers: list[int] = []
         for number in part:
             view, question = asked[number]
-            if view.backend is not self.backend:
-                raise ValueError(f"{view!r} is not a view of {self!r}; models are scored together only with their own views.")
+            self._check_view(view)
             if not question.options:
                 raise ValueError("score() needs Question.options; free text is for generate().")
             rendered = self.render(question)
@@ -299,6 +305,10 @@ class LocalModel:
             answers.put(numbers[place], Answer.exact(asked[numbers[place]][1], log_probs))
 
         self.engine.score(jobs, trees, done)
+
+    def _check_view(self, view: "LocalModel") -> None:
+        if view.backend is not self.backend:
+            raise ValueError(f"{view!r} is not a view of {self!r}; models are asked together only with their own views.")
 
     def _too_long(self, rendered: Rendered, room: int) -> Answer | None:
         length = len(rendered.token_ids) + room
@@ -329,6 +339,71 @@ class LocalModel:
             selections.append(where.rows(where.tokens(job.rendered)))
         self.engine.capture(jobs, selections, self.layers(layers), found.__setitem__)
         return found
+
+    def log_likelihoods(self, questions: Sequence[Question], completions: Sequence[str]) -> list[Float[np.ndarray, " tokens"]]:
+        """Log-probability, in nats, of every token of a completion, given the question and what is before; none of an empty one.
+
+        How a text would surprise this model, whoever wrote it: a steered view, for one.
+        """
+        jobs, tokens = self._completed(questions, completions)
+        found: list[np.ndarray] = [np.empty(0)] * len(jobs)
+
+        def done(number: int, logits: torch.Tensor) -> None:
+            said = jobs[number].rendered.token_ids[tokens[number] + 1]
+            found[number] = gather_log_probs(logits, np.arange(len(said)), said)
+
+        self._read_logits(jobs, tokens, done)
+        return found
+
+    def divergences(
+        self, views: Sequence["LocalModel"], questions: Sequence[Question], completions: Sequence[str]
+    ) -> Float[np.ndarray, "views questions"]:
+        """How far views depart from this model along a text: KL(this model || view) of the next token, in nats.
+
+        The mean over the tokens of a completion; NaN for an empty one.
+
+        Raises
+        ------
+        ValueError
+            One of them is not a view of this model.
+        """
+        for view in views:
+            self._check_view(view)
+        jobs, tokens = self._completed(questions, completions)
+        found = np.full((len(views), len(jobs)), np.nan)
+        for number, (job, own) in enumerate(zip(jobs, tokens, strict=True)):
+            own_log_probs: list[torch.Tensor] = []
+            self._read_logits([job], [own], lambda _, logits, into=own_log_probs: into.append(logits.float().log_softmax(-1)))
+            if not own_log_probs:
+                continue
+            expected = own_log_probs[0]
+
+            def done(place: int, logits: torch.Tensor, expected: torch.Tensor = expected, number: int = number) -> None:
+                other = logits.float().log_softmax(-1)
+                found[place, number] = float((expected.exp() * (expected - other)).sum(-1).mean())
+
+            self._read_logits([Job(job.rendered, view.interventions) for view in views], [own] * len(views), done)
+        return found
+
+    def _completed(
+        self, questions: Sequence[Question], completions: Sequence[str]
+    ) -> tuple[list[Job], list[Int[np.ndarray, " tokens"]]]:
+        """Questions with what was said to them, and the tokens after which the model says it."""
+        rendered = [self.render(question, text or None) for question, text in zip(questions, completions, strict=True)]
+        return [Job(each, self.interventions) for each in rendered], [
+            np.arange(each.decision, len(each.token_ids) - 1) for each in rendered
+        ]
+
+    def _read_logits(
+        self, jobs: Sequence[Job], tokens: Sequence[Int[np.ndarray, " tokens"]], done: Callable[[int, torch.Tensor], None]
+    ) -> None:
+        """Like `Engine.token_logits`, without the jobs of which no token is asked."""
+        some = [number for number, own in enumerate(tokens) if len(own)]
+        self.engine.token_logits(
+            [jobs[number] for number in some],
+            [tokens[number] for number in some],
+            lambda place, logits: done(some[place], logits),
+        )
 
     # ---- steering
 

@@ -4,8 +4,9 @@
 `turn_boundary:-5`, `turn:0_mean`, `completion_mean`, `token:-2`, `all`. Capture, probes, steering and reports all speak it.
 """
 
+import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
 
@@ -22,6 +23,11 @@ GRAMMAR = (
 )
 _ONE_TOKEN = re.compile(r"decision|end_of_turn|turn_boundary:-[1-9]\d*|token:[+-]?\d+")
 _SELECTION = re.compile(r"(turn:-?\d+|[a-z](?:[a-z0-9_]*?[a-z0-9])??)(?:_(first|last|mean|all))?")
+_KNOWN = ("decision", "end_of_turn", "turn_boundary:-1", "token:-1")
+_SELECTIONS = ("prompt", "all", "turn:-1")
+_SPANS = ("task", "task_a", "task_b", "completion")
+_LIKENESS = 0.8
+"""How like a position another text must be (`difflib`) to be taken for a misspelling of it."""
 _RANGE = re.compile(r"(turn_boundary|token):([+-]?\d+)\.\.([+-]?\d+)")
 
 
@@ -58,7 +64,7 @@ class Positions:
             return cls(text, "last")
         match = _SELECTION.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not a position; expected {GRAMMAR}.")
+            raise ValueError(f"{text!r} is not a position; {_hint(text, _SPANS)}expected {GRAMMAR}.")
         selection, reduction = match.groups(default="all")
         return cls(selection, reduction)  # pyright: ignore[reportArgumentType] (the expression admits only reductions)
 
@@ -135,8 +141,8 @@ class Positions:
             selected = np.arange(*rendered.spans[self.selection])
         else:
             raise ValueError(
-                f"This prompt has no span {self.selection!r}; it has {sorted(rendered.spans) or 'none'}. "
-                f"A position is {GRAMMAR}. The prompt: {_excerpt(rendered)}"
+                f"This prompt has no span {self.selection!r}; {_hint(str(self), rendered.spans)}"
+                f"it has {sorted(rendered.spans) or 'none'}. A position is {GRAMMAR}. The prompt: {_excerpt(rendered)}"
             )
         if not len(selected):
             raise ValueError(f"{self} selects no token of this prompt: {_excerpt(rendered)}")
@@ -147,6 +153,14 @@ class Positions:
                 return selected[-1:]
             case _:
                 return selected
+
+
+def _hint(text: str, spans: Iterable[str]) -> str:
+    """The position that a misspelt text is likely to be, as a question; empty where there is none like it."""
+    selections = [*_SELECTIONS, *spans]
+    known = [*_KNOWN, *selections, *(f"{each}_{how}" for each in selections for how in ("first", "last", "mean"))]
+    near = difflib.get_close_matches(text.lower().replace("-", "_", text.count("-") if ":" not in text else 0), known, 1, _LIKENESS)
+    return f"did you mean {near[0]!r}? It may also be that " if near else ""
 
 
 def _excerpt(rendered: Rendered, characters: int = 80) -> str:

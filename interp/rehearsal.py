@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
+from jaxtyping import Int
 
 from interp.engine import Engine, Job, Selection
 from interp.model import LocalModel, OnAnswer
@@ -18,6 +20,7 @@ from store.provenance import digest
 from store.records import Answer, Outcome, Question
 
 ACTIVATIONS = "activations"
+TEXTS = "texts read through"
 _TIMED_QUESTIONS = 48
 _TIMED_GENERATIONS = 8
 _TIMED_CALLS = 2
@@ -106,32 +109,27 @@ class RehearsedModel(LocalModel):
             log_probs = {option.label: float(np.log(p)) for option, p in zip(question.options, chances, strict=True)}
             answers.append(_hear(number, Answer.exact(question, log_probs), on_answer))
         for mode, sample in self._samples(asked, _TIMED_QUESTIONS).items():
-            real = [(view.real if isinstance(view, RehearsedModel) else view, question) for view, question in sample]
+            real = [(_real(view), question) for view, question in sample]
             work = sum(len(self.render(question).token_ids) for _, question in sample)
             self.tally.remember(mode, work, lambda real=real: self.real.score_together(real))
         return answers
 
-    def generate(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
+    def generate_together(
+        self, asked: Sequence[tuple[LocalModel, Question]], on_answer: OnAnswer | None = None
+    ) -> list[Answer]:
         """Count the questions and make up texts: an option where there are some, else words up to the limit."""
         answers = []
-        for number, question in enumerate(questions):
+        for number, (view, question) in enumerate(asked):
             assert question.sampling is not None
             limit = question.sampling.max_new_tokens
             self._count(question, len(self.render(question).token_ids), limit)
-            text = question.options[number % len(question.options)].forms[0] if question.options else self._words(question)
+            text = question.options[number % len(question.options)].forms[0] if question.options else _words(view, question)
             answers.append(_hear(number, Answer(Outcome.CHOSE, text=text), on_answer))
-        for mode, sample in self._samples([(self, question) for question in questions], _TIMED_GENERATIONS).items():
-            real = [question for _, question in sample]
-            work = sum(question.sampling.max_new_tokens for question in real if question.sampling)
-            self.tally.remember(mode, work, lambda real=real: self.real.generate(real))
+        for mode, sample in self._samples(asked, _TIMED_GENERATIONS).items():
+            real = [(_real(view), question) for view, question in sample]
+            work = sum(question.sampling.max_new_tokens for _, question in real if question.sampling)
+            self.tally.remember(mode, work, lambda real=real: self.real.generate_together(real))
         return answers
-
-    def _words(self, question: Question) -> str:
-        """As many words as there may be tokens; other questions and respondents get others, as in a real run."""
-        assert question.sampling is not None
-        seed = digest(self.fingerprint, self.real.prompt_digest(question), question.sampling.seed, question.draw)
-        words = np.random.default_rng(int(seed[:12], 16)).choice(_WORDS, size=question.sampling.max_new_tokens)
-        return " " + " ".join(words)
 
     def _count(self, question: Question, tokens: int, new_tokens: int = 0) -> None:
         count = self.tally.of(_mode(question))
@@ -160,6 +158,24 @@ class _CountingEngine(Engine):
         super().__init__(real.backend, real.layout, real.token_budget)
         self._real, self._tally = real, tally
 
+    def token_logits(
+        self,
+        jobs: Sequence[Job],
+        tokens: Sequence[Int[np.ndarray, " tokens"]],
+        done: Callable[[int, torch.Tensor], None],
+    ) -> None:
+        """Count the texts that are read through, and make up logits."""
+        count = self._tally.of(TEXTS)
+        count.questions += len(jobs)
+        count.missing += len(jobs)
+        count.tokens += sum(len(job.rendered.token_ids) for job in jobs)
+        sample, own = jobs[:_TIMED_QUESTIONS], tokens[:_TIMED_QUESTIONS]
+        work = sum(len(job.rendered.token_ids) for job in sample)
+        self._tally.remember(TEXTS, work, lambda: self._real.token_logits(sample, own, lambda _number, _logits: None))
+        generator = torch.Generator().manual_seed(0)
+        for number, wanted in enumerate(tokens):
+            done(number, torch.randn(len(wanted), self.backend.vocabulary_size, generator=generator))
+
     def capture(
         self,
         jobs: Sequence[Job],
@@ -180,6 +196,18 @@ class _CountingEngine(Engine):
         random, width = np.random.default_rng(0), self.backend.config.hidden_size
         for number, rows_wanted in enumerate(selections):
             done(number, random.normal(size=(len(rows_wanted), len(layers), width)).astype(np.float32))
+
+
+def _real(view: LocalModel) -> LocalModel:
+    return view.real if isinstance(view, RehearsedModel) else view
+
+
+def _words(view: LocalModel, question: Question) -> str:
+    """As many words as there may be tokens; other questions and respondents get others, as in a real run."""
+    assert question.sampling is not None
+    seed = digest(view.fingerprint, _real(view).prompt_digest(question), question.sampling.seed, question.draw)
+    words = np.random.default_rng(int(seed[:12], 16)).choice(_WORDS, size=question.sampling.max_new_tokens)
+    return " " + " ".join(words)
 
 
 def _mode(question: Question) -> str:

@@ -12,7 +12,18 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool, Float, Int
 
-from store.layout import COMMITTED, OPEN, SKIPPED, StoreFile, StoreHeader, StoreMismatch, dataset_name, layer_name, ranges
+from store.layout import (
+    COMMITTED,
+    OPEN,
+    SKIPPED,
+    StoreFile,
+    StoreHeader,
+    StoreMismatch,
+    dataset_name,
+    layer_name,
+    layer_number,
+    ranges,
+)
 from store.rows import Rows
 
 if TYPE_CHECKING:
@@ -100,29 +111,33 @@ class ActivationStore:
 
     # ---- rows
 
-    def load(self, layer: int, position: str, tasks: Sequence[str] | None = None) -> Float[np.ndarray, "rows d_model"]:
+    def load(self, layer: int | str, position: str, tasks: Sequence[str] | None = None) -> Float[np.ndarray, "rows d_model"]:
         """Read one layer and position as float32.
 
         Parameters
         ----------
+        layer
+            Number of a block, or a name: `L15`, `embed`.
         tasks
             Whose rows, in this order; None is every task that was not skipped, in the order of the store. A position with
             a row for every token gives the rows of the first task, then of the second, ...: see `row_counts`.
 
         Raises
         ------
+        ValueError
+            The layer is not a number or name of one.
         KeyError
             The layer, position or a task is not in the store, or a task's row is not committed yet.
         """
         return self.rows(layer, position).take(self._row_numbers(position, self.slots(tasks)))
 
-    def load_torch(self, layer: int, position: str, tasks: Sequence[str] | None = None) -> "torch.Tensor":
+    def load_torch(self, layer: int | str, position: str, tasks: Sequence[str] | None = None) -> "torch.Tensor":
         """Do what `load` does, for a float32 tensor on the CPU."""
         import torch
 
         return torch.from_numpy(self.load(layer, position, tasks))
 
-    def rows(self, layer: int, position: str) -> Rows:
+    def rows(self, layer: int | str, position: str) -> Rows:
         """Every row of a layer and position, in slot order, read only as it is indexed; open slots hold no meaning.
 
         Raises
@@ -130,6 +145,7 @@ class ActivationStore:
         KeyError
             The layer or position is not in the store.
         """
+        layer = layer_number(layer)
         if (layer, position) not in self.header.keys:
             raise KeyError(
                 f"{self.name} has no {layer_name(layer)}/{position}; it holds layers "
@@ -138,7 +154,7 @@ class ActivationStore:
         return Rows([file.arrays[dataset_name(layer, position)] for file in self.files])
 
     def batches(
-        self, layer: int, position: str, tasks: Sequence[str] | None = None, *, size: int = 1024
+        self, layer: int | str, position: str, tasks: Sequence[str] | None = None, *, size: int = 1024
     ) -> Iterator[tuple[list[str], Float[np.ndarray, "rows d_model"]]]:
         """Read `size` tasks at a time: their ids, and their rows as `load` gives them."""
         if size < 1:
@@ -234,11 +250,15 @@ class ActivationStore:
         return pd.DataFrame(columns)
 
     def norms(self) -> pd.DataFrame:
-        """Mean and median Euclidean norm over committed tasks, per layer and position (by token: of each task's mean norm)."""
+        """Mean and median Euclidean norm over committed tasks, per layer and position (by token: of each task's mean norm).
+
+        Columns: `layer`, `layer_name`, `position`, `mean_norm`, `median_norm`; -1 is the layer called `embed`.
+        """
         norms = self._column("row_norm")[self.done].astype(np.float64)
         rows = [
             {
                 "layer": layer,
+                "layer_name": layer_name(layer),
                 "position": position,
                 "mean_norm": norms[:, row, column].mean() if len(norms) else np.nan,
                 "median_norm": np.median(norms[:, row, column]) if len(norms) else np.nan,

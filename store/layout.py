@@ -5,9 +5,11 @@ the datasets' file offsets, so no HDF5 metadata can change while a store is writ
 """
 
 import errno
+import glob
 import math
 import mmap
 import os
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -28,6 +30,7 @@ OPEN, COMMITTED, SKIPPED = 0, 1, 2
 """Values of the `done` byte of a slot."""
 
 _DATASET_ALIGNMENT = 4096
+_LAYER = re.compile("L?([0-9]+)")
 STORED_AS = {"float32": np.dtype("<f4"), "bfloat16": np.dtype("<u2")}
 
 
@@ -46,6 +49,27 @@ class UnwritableStore(ValueError):
 def layer_name(layer: int) -> str:
     """Name of a layer in files and tables: `L15`, or `embed` for the stream before block 0."""
     return "embed" if layer == EMBED else f"L{layer}"
+
+
+def layer_number(layer: int | str) -> int:
+    """Layer that a number or a name stands for, as `layer_name` writes it: 15 of 15, `15` and `L15`; -1 of `embed`.
+
+    Raises
+    ------
+    ValueError
+        It is neither.
+    """
+    if isinstance(layer, int | np.integer) and not isinstance(layer, bool):
+        return int(layer)
+    if layer in ("embed", str(EMBED)):
+        return EMBED
+    match = _LAYER.fullmatch(layer) if isinstance(layer, str) else None
+    if match is None:
+        raise ValueError(
+            f"{layer!r} is not a layer of a store; expected the number of a block, or a name such as L15 or embed. (Fractions "
+            "are for a capture: a store does not know how deep its model is.)"
+        )
+    return int(match[1])
 
 
 def dataset_name(layer: int, position: str) -> str:
@@ -268,7 +292,7 @@ class StoreFile:
     def __init__(self, path: str | Path, *, writable: bool = False) -> None:
         self.path = Path(path)
         if not self.path.exists():
-            raise FileNotFoundError(f"No activation store at {self.path}; capture activations into it first.")
+            raise FileNotFoundError(f"No activation store at {self.path}; {_way_out(self.path)}.")
         try:
             with h5py.File(self.path, "r", locking=False) as file:
                 layout = self._read(file)
@@ -376,6 +400,16 @@ def ranges(first: Int[np.ndarray, " n"], counts: Int[np.ndarray, " n"]) -> Int[n
     """`first[0], first[0] + 1, ...` for `counts[0]` numbers, then the same of `first[1]`, and so on."""
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
     return np.repeat(first, counts) + within
+
+
+def _way_out(path: Path) -> str:
+    """What to do about a store that is not there."""
+    if glob.escape(str(path)) == str(path):
+        return "capture activations into it first"
+    return (
+        f"a pattern is not expanded here, and this one matches {len(glob.glob(str(path)))} files. Give the files, for instance "
+        f"ActivationStore(sorted(glob.glob({str(path)!r})))"
+    )
 
 
 def _texts(file: h5py.File, name: str) -> list[str]:

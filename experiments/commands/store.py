@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from store import ActivationStore, export, import_npz, layer_name, merge
+from store.layout import layer_number
 
 _PATHS = {"info": (1, True), "verify": (1, True), "merge": (2, True), "export": (2, True), "import": (2, False)}
 """For each action, the fewest paths, and whether there may be more."""
@@ -17,9 +18,9 @@ def main(arguments: Sequence[str]) -> int:
     def command(
         action: tyro.conf.Positional[Literal["info", "verify", "merge", "export", "import"]],
         paths: Annotated[tuple[Path, ...], tyro.conf.Positional],
-        layers: tuple[int, ...] | None = None,
+        layers: tuple[str, ...] | None = None,
         positions: tuple[str, ...] | None = None,
-    ) -> tuple[str, tuple[Path, ...], tuple[int, ...] | None, tuple[str, ...] | None]:
+    ) -> tuple[str, tuple[Path, ...], tuple[str, ...] | None, tuple[str, ...] | None]:
         """Look at activation stores, check them, merge shards, and exchange rows with other tools.
 
         Parameters
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         paths
             Files.
         layers
-            export: only these layers (-1 is embed).
+            export: only these layers, by number or name, such as embed 7 L15.
         positions
             export: only these positions.
         """
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str]) -> int:
         case "merge":
             print(merge(paths[:-1], paths[-1]))
         case "export":
-            out = export(ActivationStore(paths[:-1]), paths[-1], layers=layers, positions=positions)
+            numbers = None if layers is None else [layer_number(layer) for layer in layers]
+            out = export(ActivationStore(paths[:-1]), paths[-1], layers=numbers, positions=positions)
             print(f"{out.stat().st_size / 1e6:,.1f} MB written to {out}")
         case "import":
             print(import_npz(paths[0], paths[1]))
@@ -82,7 +84,7 @@ def describe(store: ActivationStore) -> str:
     if "answer_key" in frame:
         facts["completions"] = f"{frame['answer_key'].notna().sum():,} from a measurement log"
     width = max(map(len, facts)) + 2
-    norms = store.norms().assign(layer=lambda table: [layer_name(layer) for layer in table["layer"]])
+    norms = store.norms().drop(columns="layer").rename(columns={"layer_name": "layer"})
     return "\n".join(f"{name.ljust(width)}{value}" for name, value in facts.items()) + (
         f"\n\n{norms.to_string(index=False, float_format='{:,.1f}'.format)}" if len(tokens) else ""
     )
