@@ -23,12 +23,10 @@ GRAMMAR = (
 )
 _ONE_TOKEN = re.compile(r"decision|end_of_turn|turn_boundary:-[1-9]\d*|token:[+-]?\d+")
 _SELECTION = re.compile(r"(turn:-?\d+|[a-z](?:[a-z0-9_]*?[a-z0-9])??)(?:_(first|last|mean|all))?")
-_KNOWN = ("decision", "end_of_turn", "turn_boundary:-1", "token:-1")
-_SELECTIONS = ("prompt", "all", "turn:-1")
-_SPANS = ("task", "task_a", "task_b", "completion")
+_RANGE = re.compile(r"(turn_boundary|token):([+-]?\d+)\.\.([+-]?\d+)")
+_USUAL_SPANS = ("task", "task_a", "task_b", "completion")
 _LIKENESS = 0.8
 """How like a position another text must be (`difflib`) to be taken for a misspelling of it."""
-_RANGE = re.compile(r"(turn_boundary|token):([+-]?\d+)\.\.([+-]?\d+)")
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ class Positions:
             return cls(text, "last")
         match = _SELECTION.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is not a position; {_hint(text, _SPANS)}expected {GRAMMAR}.")
+            raise ValueError(f"{text!r} is not a position{_hint(text, _USUAL_SPANS)}; expected {GRAMMAR}.")
         selection, reduction = match.groups(default="all")
         return cls(selection, reduction)  # pyright: ignore[reportArgumentType] (the expression admits only reductions)
 
@@ -140,9 +138,11 @@ class Positions:
         elif self.selection in rendered.spans:
             selected = np.arange(*rendered.spans[self.selection])
         else:
+            # A usual span is spelt right: the prompt was made without it.
+            hint = "" if self.selection in _USUAL_SPANS else _hint(str(self), rendered.spans)
             raise ValueError(
-                f"This prompt has no span {self.selection!r}; {_hint(str(self), rendered.spans)}"
-                f"it has {sorted(rendered.spans) or 'none'}. A position is {GRAMMAR}. The prompt: {_excerpt(rendered)}"
+                f"This prompt has no span {self.selection!r}{hint}; it has "
+                f"{sorted(rendered.spans) or 'none'}. A position is {GRAMMAR}. The prompt: {_excerpt(rendered)}"
             )
         if not len(selected):
             raise ValueError(f"{self} selects no token of this prompt: {_excerpt(rendered)}")
@@ -156,11 +156,14 @@ class Positions:
 
 
 def _hint(text: str, spans: Iterable[str]) -> str:
-    """The position that a misspelt text is likely to be, as a question; empty where there is none like it."""
-    selections = [*_SELECTIONS, *spans]
-    known = [*_KNOWN, *selections, *(f"{each}_{how}" for each in selections for how in ("first", "last", "mean"))]
-    near = difflib.get_close_matches(text.lower().replace("-", "_", text.count("-") if ":" not in text else 0), known, 1, _LIKENESS)
-    return f"did you mean {near[0]!r}? It may also be that " if near else ""
+    """The position that a misspelt text is likely to stand for, in brackets; empty where there is none like it."""
+    digits = re.search("[1-9][0-9]*", text)
+    number = digits[0] if digits else "1"
+    selections = ["prompt", "all", f"turn:{number}", f"turn:-{number}", *spans]
+    known = ["decision", "end_of_turn", f"turn_boundary:-{number}", f"token:{number}", f"token:-{number}"]
+    known += [f"{each}{reduction}" for each in selections for reduction in ("", "_first", "_last", "_mean")]
+    near = difflib.get_close_matches(text.lower(), known, 1, _LIKENESS)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def _excerpt(rendered: Rendered, characters: int = 80) -> str:

@@ -30,6 +30,13 @@ def main(arguments: Sequence[str]) -> int:
         tasks: Annotated[Path | None, Field(description="JSONL, CSV or Parquet of tasks; default: the built-in ones.")] = None
         per_origin: Annotated[int | None, Field(description="Take so many tasks of each origin.")] = None
         seed: Annotated[int, Field(description="For sampling tasks and completions.")] = 0
+        system: Annotated[
+            str | None,
+            Field(
+                description="System prompt; left out: the chat template's own; '': explicitly none. A text in a file: "
+                '--system "$(cat kind.txt)".'
+            ),
+        ] = None
         layers: Annotated[tuple[str, ...], Field(description="Indices, fractions, ranges such as 5:20:5, embed, all.")] = (
             "0.25",
             "0.5",
@@ -60,10 +67,10 @@ def main(arguments: Sequence[str]) -> int:
     ids = [task.id for task in tasks]
     if settings.complete:
         sampling = Sampling(max_new_tokens=settings.complete, seed=settings.seed)
-        asked = completion.questions(tasks, context=Context(sampling=sampling))
+        asked = completion.questions(tasks, context=Context(system=settings.system, sampling=sampling))
         with MeasurementLog(settings.log or settings.out.with_suffix(".sqlite")) as log:
             store = capture(model, asked, ids, settings.out, completions=log, **where)
     else:
-        store = capture(model, [task_question(task) for task in tasks], ids, settings.out, **where)
+        store = capture(model, [task_question(task, system=settings.system) for task in tasks], ids, settings.out, **where)
     print(describe(store))
     return 0

@@ -1,4 +1,7 @@
-"""penchant direction: what directions, probes and steering vectors are and how alike, and the way to other tools."""
+"""penchant direction: what directions, probes and steering vectors are and how alike, and the way to other tools.
+
+How one is made is in `direction_make`.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -16,19 +19,24 @@ _SHOWN = 70
 
 def main(arguments: Sequence[str]) -> int:
     """Run `penchant direction`."""
+    if arguments and arguments[0] == "make":
+        from experiments.commands import direction_make
+
+        return direction_make.main(arguments[1:])
     import tyro
 
     def command(
-        action: tyro.conf.Positional[Literal["show", "export"]],
+        action: tyro.conf.Positional[Literal["make", "show", "export"]],
         files: Annotated[tuple[Path, ...], tyro.conf.Positional],
         out: Path | None = None,
         model_hint: str | None = None,
     ) -> tuple[str, tuple[Path, ...], Path | None, str | None]:
-        """Look at directions, steering vectors and probes, compare them, and write them for other tools.
+        """Make directions, look at them and at steering vectors and probes, compare them, and write them for other tools.
 
         Parameters
         ----------
         action
+            make: from activations, by task ids, labels or two conditions: penchant direction make --help.
             show FILE ...: layer, model, norm and provenance of each, and the cosines between several.
             export FILE ... --out OUT: one file of all, OUT.gguf for llama.cpp and repeng, or OUT.npz of plain arrays.
         files
@@ -41,6 +49,8 @@ def main(arguments: Sequence[str]) -> int:
         return action, files, out, model_hint
 
     action, files, out, model_hint = tyro.cli(command, args=list(arguments), prog="penchant direction")
+    if action == "make":
+        raise ValueError("make comes before its settings: penchant direction make --store acts.h5 ...")
     if not files:
         raise ValueError(f"penchant direction {action} takes at least one file; got none.")
     if action == "show" and (out or model_hint):

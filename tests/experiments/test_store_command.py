@@ -88,10 +88,11 @@ def test_merge_makes_one_file_of_several(shards, tmp_path, capsys):
     assert f"penchant: There is a file at {tmp_path / 'all.h5'} already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("embed", "deep"), [("-1", "7"), ("embed", "L7")])
 @pytest.mark.parametrize("suffix", ["npz", "safetensors"])
-def test_export_writes_some_layers_and_positions(shards, tmp_path, capsys, suffix):
+def test_export_writes_some_layers_and_positions(shards, tmp_path, capsys, suffix, embed, deep):
     out = tmp_path / f"out.{suffix}"
-    assert main(["store", "export", shards[1], str(out), "--layers", "-1", "7", "--positions", "task_mean", "all"]) == 0
+    assert main(["store", "export", shards[1], str(out), "--layers", embed, deep, "--positions", "task_mean", "all"]) == 0
     assert capsys.readouterr().out == f"0.0 MB written to {out}\n"
     if suffix == "npz":
         store = ActivationStore(shards[1])
@@ -140,6 +141,7 @@ def test_what_cannot_be_done_is_one_line_without_a_traceback(arguments, message,
 def test_what_the_store_lacks_is_one_line_without_a_traceback(shards, tmp_path, capsys):
     for arguments, message in (
         ([shards[1], "out.npz", "--layers", "4"], "b.h5 has no L4/prompt_last; it holds layers ['embed', 'L3', 'L7']"),
+        ([shards[1], "out.npz", "--layers", "middle"], "'middle' is not a layer of a store; expected the number of a block"),
         ([shards[1], "out.npz", "--positions", "nowhere"], "b.h5 has no position 'nowhere'"),
         ([shards[0], "out.npz"], "a.h5 is unfinished: no committed rows for 'a-11é'"),
         ([shards[1], "out.pt"], "Cannot export to 'out.pt'"),
@@ -162,5 +164,10 @@ def test_help_says_what_every_action_does(capsys):
         main(["store", "--help"])
     assert stopped.value.code == 0
     out = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    for said in ("recompute every checksum", "merge STORE ... OUT", "OUT.npz or OUT.safetensors", "--layers", "-1 is embed"):
+    for said in (
+        "recompute every checksum",
+        "merge STORE ... OUT",
+        "OUT.npz or OUT.safetensors",
+        "by number or name, such as embed 7 L15",
+    ):
         assert said in out

@@ -110,6 +110,43 @@ def test_text_outside_the_grammar_is_refused_with_the_grammar(text):
         Positions.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("task-mean", "task_mean"),
+        ("Task", "task"),
+        ("prompt last", "prompt_last"),
+        ("turn_bondary:-3", "turn_boundary:-3"),
+        ("turn_boundary:4", "turn_boundary:-4"),
+        ("tokn:12", "token:12"),
+    ],
+)
+def test_a_misspelt_position_is_recognised(text, meant):
+    with pytest.raises(ValueError, match=rf"{text!r} is not a position \(did you mean '{meant}'\?\); expected one token"):
+        Positions.parse(text)
+    Positions.parse(meant)
+
+
+@pytest.mark.parametrize("text", ["", "mean(task)", "Last token"])
+def test_what_is_like_no_position_gets_no_guess(text):
+    with pytest.raises(ValueError, match="is not a position; expected one token"):
+        Positions.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("position", "meant"), [("task_men", "task_mean"), ("prompt_lst", "prompt_last"), ("decison", "decision")]
+)
+def test_a_misspelt_position_that_could_be_a_span_is_recognised_at_the_prompt(embedded, position, meant):
+    with pytest.raises(ValueError, match=rf"has no span '\w+' \(did you mean '{meant}'\?\); it has \['task'\]"):
+        words(embedded, position)
+
+
+@pytest.mark.parametrize("position", ["task_a", "task_b_mean"])
+def test_a_usual_span_that_a_prompt_lacks_is_no_misspelling(embedded, position):
+    with pytest.raises(ValueError, match=r"has no span 'task_[ab]'; it has \['task'\]"):
+        words(embedded, position)
+
+
 def test_runs_of_tokens_stand_for_each_of_them():
     assert list(map(str, Positions.parse_all(["turn_boundary:-1..-3", "task_mean", "token:0..2", "token:-1"]))) == [
         "turn_boundary:-1",

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from store import ActivationStore, ActivationWriter, Slots
+from store.layout import layer_number
 from tests.store.alone import alone
 from tests.store.sample import BY_TOKEN, LAYERS, POSITIONS, assert_holds, header, sample
 
@@ -102,6 +103,37 @@ def test_norms_are_those_of_the_rows_that_can_be_read(tmp_path, dtype):
         of_tasks = [each.mean() for each in cut]
         assert norms.loc[(layer, position), "mean_norm"] == pytest.approx(np.mean(of_tasks), rel=1e-6)
         assert norms.loc[(layer, position), "median_norm"] == pytest.approx(np.median(of_tasks), rel=1e-6)
+
+
+def test_layers_go_by_number_and_by_name(store):
+    for names in ((3, "3", "L3", np.int64(3)), (-1, "embed", "-1")):
+        expected = store.load(names[0], "task_mean")
+        for name in names:
+            np.testing.assert_array_equal(store.load(name, "task_mean"), expected)
+            np.testing.assert_array_equal(store.load_torch(name, "task_mean").numpy(), expected)
+            np.testing.assert_array_equal(next(iter(store.batches(name, "task_mean")))[1], expected)
+    with pytest.raises(KeyError, match="has no L4/task_mean; it holds layers"):
+        store.load("L4", "task_mean")
+    for name in ("mid", 0.5, "0.5", True, "L-1"):
+        with pytest.raises(ValueError, match=f"{name!r} is not a layer of a store; expected the number of a block"):
+            store.load(name, "task_mean")
+
+
+def test_norms_have_the_names_of_layers(partial):
+    norms = partial.norms()
+    assert [layer_number(name) for name in norms["layer_name"]] == norms["layer"].tolist()
+    assert norms["layer_name"].drop_duplicates().tolist() == ["embed", "L3", "L7"]
+
+
+def test_a_pattern_in_place_of_files_says_what_to_do_instead(tmp_path):
+    for name in ("a1", "a2"):
+        ActivationWriter.resume(tmp_path / f"{name}.h5", MADE.header, MADE.slots).close()
+    with pytest.raises(FileNotFoundError, match=r"a\*\.h5; a pattern is not expanded .* matches 2 files.*sorted\(glob\.glob\("):
+        ActivationStore(tmp_path / "a*.h5")
+    with pytest.raises(FileNotFoundError, match=r"b\.h5; capture activations into it first"):
+        ActivationStore(tmp_path / "b.h5")
+    (tmp_path / "a1.h5").rename(tmp_path / "[a]*.h5")
+    assert len(ActivationStore(tmp_path / "[a]*.h5")) == len(MADE)
 
 
 def test_norms_of_nothing_are_not_numbers(tmp_path):

@@ -1,5 +1,9 @@
 """Directions, steering vectors, probes, labels and digests: kept as they were, and read with suspicion."""
 
+import json
+import math
+import struct
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,11 +39,156 @@ def test_directions_steering_vectors_and_probes_come_back(tmp_path):
 def test_a_file_from_elsewhere_is_refused(tmp_path):
     save_file({"vector": np.ones(3)}, tmp_path / "other.safetensors")
     (tmp_path / "no.safetensors").write_bytes(b"nothing of the kind")
-    for name in ("other", "no"):
-        with pytest.raises(ValueError, match="not a direction or probe written by penchant"):
+    (tmp_path / "empty.safetensors").write_bytes(b"")
+    for name in ("other", "no", "empty"):
+        with pytest.raises(ValueError, match=rf"{name}\.safetensors is not a direction or probe written by penchant"):
             load(tmp_path / f"{name}.safetensors")
-    with pytest.raises(FileNotFoundError):
-        load(tmp_path / "absent.safetensors")
+    for path in (tmp_path / "absent.safetensors", tmp_path):
+        with pytest.raises(FileNotFoundError, match="There is no file"):
+            load(path)
+
+
+UNIT = np.array([0.6, 0.8], np.float32)
+MISSING = object()
+
+
+def header_of(kind: str) -> dict:
+    """A header that `load` takes, with every part that its kind has."""
+    own = {
+        "Direction": {},
+        "SteeringVector": {"norm": 12.5, "calibration": {"n_tokens": 7}},
+        "Probe": {"intercept": 0.5, "position": "task_mean"},
+    }
+    model = {"name": "made up", "family": "none", "fingerprint": "fingerprint"}
+    return {"kind": kind, "layer": 3, "model": model, "provenance": {"method": "made"}} | own[kind]
+
+
+def parts_of(kind: str) -> list[str]:
+    header = header_of(kind)
+    return [*header, *(f"model.{name}" for name in header["model"])]
+
+
+def changed(header: dict, name: str, value: object) -> dict:
+    """The header with one part taken out, or of another value; `model.name` is a part of a part."""
+    first, _, rest = name.partition(".")
+    if rest:
+        return header | {first: changed(header[first], rest, value)}
+    return {key: each for key, each in (header | {first: value}).items() if each is not MISSING}
+
+
+def written(path, header: object, arrays: dict[str, np.ndarray]) -> str:
+    save_file(arrays, path, {"penchant": header if isinstance(header, str) else json.dumps(header)})
+    return str(path)
+
+
+ARRAYS = {"Direction": "vector", "SteeringVector": "vector", "Probe": "weight"}
+EVERY_PART = [(kind, name) for kind in ARRAYS for name in parts_of(kind)]
+
+
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_a_header_with_every_part_is_read(tmp_path, kind):
+    value = load(written(tmp_path / "v.safetensors", header_of(kind) | {"of a later version": 1}, {ARRAYS[kind]: UNIT}))
+    assert type(value).__name__ == kind
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY_PART)
+def test_a_missing_part_of_a_header_is_named(tmp_path, kind, name):
+    path = written(tmp_path / "v.safetensors", changed(header_of(kind), name, MISSING), {ARRAYS[kind]: UNIT})
+    with pytest.raises(ValueError, match=rf"v\.safetensors is not .*: {name}(\.name)? is missing from the header; expected "):
+        load(path)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.sampled_from(EVERY_PART), json_values)
+def test_a_part_of_any_other_kind_is_named_or_it_is_taken_as_it_is(tmp_path_factory, part, value):
+    kind, name = part
+    path = tmp_path_factory.getbasetemp() / "any.safetensors"
+    written(path, changed(header_of(kind), name, value), {ARRAYS[kind]: UNIT})
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    is_right = {
+        "kind": value in ARRAYS if isinstance(value, str) else False,
+        "layer": isinstance(value, int) and number and value >= -1,
+        "model": False,
+        "provenance": isinstance(value, dict),
+        "calibration": isinstance(value, dict),
+        "norm": number and value > 0,
+        "intercept": number,
+    }.get(name, isinstance(value, str))
+    if is_right:
+        assert type(load(path)).__name__ == kind
+    else:
+        with pytest.raises(ValueError, match=rf"any\.safetensors is not .*: {name}(\.name)? is .*; expected "):
+            load(path)
+
+
+@given(json_values | st.text(max_size=40))
+def test_any_other_header_is_an_error_and_nothing_else(tmp_path_factory, value):
+    path = tmp_path_factory.getbasetemp() / "header.safetensors"
+    for text in (value, json.dumps(value)):
+        with pytest.raises(ValueError, match=r"header\.safetensors is not a direction or probe written by penchant"):
+            load(written(path, text, {"vector": UNIT}))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"layer": ' + "9" * 5000 + "}", '{"kind": "Intervention"}'])
+def test_a_header_that_is_no_json_or_of_another_thing_is_an_error(tmp_path, text):
+    with pytest.raises(ValueError, match=r"v\.safetensors is not a direction or probe written by penchant"):
+        load(written(tmp_path / "v.safetensors", text, {"vector": UNIT}))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "match"),
+    [
+        ({"other": UNIT}, r"{name} is missing among the arrays \['other'\]; expected a vector of float32"),
+        ({"{name}": UNIT.astype(np.float64)}, r"{name} is F64 of shape \(2,\); expected a vector of float32"),
+        ({"{name}": UNIT.astype(np.int32)}, r"{name} is I32 of shape \(2,\)"),
+        ({"{name}": UNIT[None]}, r"{name} is F32 of shape \(1, 2\)"),
+        ({"{name}": np.float32(1)[()].reshape(())}, r"{name} is F32 of shape \(\)"),
+        ({"{name}": UNIT[:0]}, r"{name} is F32 of shape \(0,\)"),
+        ({"{name}": np.array([1, np.nan, np.inf], np.float32)}, "{name} is not finite in 2 of 3 values"),
+    ],
+)
+@pytest.mark.parametrize("kind", ARRAYS)
+def test_an_array_of_another_kind_is_named(tmp_path, kind, arrays, match):
+    arrays = {name.format(name=ARRAYS[kind]): np.asarray(array) for name, array in arrays.items()}
+    with pytest.raises(ValueError, match=r"v\.safetensors is not .*: " + match.replace("{name}", ARRAYS[kind])):
+        load(written(tmp_path / "v.safetensors", header_of(kind), arrays))
+
+
+def test_a_dtype_that_numpy_has_no_name_for_is_an_error(tmp_path):
+    described = {"vector": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
+    described["__metadata__"] = {"penchant": json.dumps(header_of("Direction"))}
+    head = json.dumps(described).encode()
+    (tmp_path / "v.safetensors").write_bytes(struct.pack("<Q", len(head)) + head + bytes(4))
+    with pytest.raises(ValueError, match=r"vector is BF16 of shape \(2,\)"):
+        load(tmp_path / "v.safetensors")
+
+
+@pytest.mark.parametrize("length", [0.0, 0.99, 2.0])
+@pytest.mark.parametrize("kind", ["Direction", "SteeringVector"])
+def test_a_direction_in_a_file_is_a_unit_vector(tmp_path, kind, length):
+    path = written(tmp_path / "v.safetensors", header_of(kind), {"vector": np.float32(length) * UNIT})
+    with pytest.raises(ValueError, match=f"vector is of length {length:g}; expected length 1"):
+        load(path)
+
+
+def test_a_file_cut_short_anywhere_is_an_error(tmp_path):
+    save(unit(1).scaled(2.0), tmp_path / "whole.safetensors")
+    whole = (tmp_path / "whole.safetensors").read_bytes()
+    for length in (*range(0, len(whole), 13), len(whole) - 1):
+        (tmp_path / "cut.safetensors").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"cut\.safetensors is not a direction or probe written by penchant"):
+            load(tmp_path / "cut.safetensors")
+
+
+def test_a_norm_has_one_fingerprint_however_it_is_written(tmp_path):
+    save(unit(1).scaled(12), tmp_path / "v.safetensors")
+    assert load(tmp_path / "v.safetensors").fingerprint == unit(1).scaled(12).fingerprint == unit(1).scaled(12.0).fingerprint
 
 
 @pytest.mark.parametrize("norm", [0.0, -1.0, float("nan")])
@@ -169,6 +318,35 @@ def test_only_numbers_scale_and_only_directions_are_added():
         Combination(())
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda vector: vector + vector,
+        lambda vector: vector - A,
+        lambda vector: A + vector,
+        lambda vector: (A - B) - vector,
+        lambda vector: sum([vector, vector]),
+        lambda vector: 0.5 * vector,
+        lambda vector: vector * 2,
+        lambda vector: np.float32(0.5) * vector,
+        lambda vector: np.ones(6) * vector,
+        lambda vector: vector / 2,
+        lambda vector: -vector,
+    ],
+)
+def test_a_steering_vector_keeps_its_unit_of_dose_and_is_neither_added_nor_scaled(ask):
+    with pytest.raises(
+        TypeError, match=r"its norm, 12\.5, is what a dose of 1\.0 adds at L3.*\.direction\(\)\.scaled\(12\.5\)"
+    ):
+        ask(A.scaled(12.5))
+
+
+def test_the_way_out_that_the_refusal_names_works():
+    one, other = A.scaled(12.5), B.scaled(3.0)
+    made = (one.direction - 0.5 * other.direction).direction().scaled(12.5)
+    assert made.norm == 12.5 and made.direction.cosine(A - 0.5 * B) == pytest.approx(1, abs=1e-6)
+
+
 def labels(**changes) -> pd.DataFrame:
     values = {"task_id": ["a", "b"], "target": "u", "value": [1.0, 2.0], "se": 0.1, "low": 0.0, "high": 3.0, "n": 4}
     return pd.DataFrame(values | {"method": "m"} | changes)
@@ -186,14 +364,14 @@ def test_labels_come_back_and_wrong_ones_are_named(tmp_path):
             write_labels(bad, tmp_path / "bad.parquet")
 
 
-json_values = st.recursive(
+numbered_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
 
 
-@given(json_values, json_values)
+@given(numbered_values, numbered_values)
 def test_different_values_have_different_digests(first, second):
     assert (digest(first) == digest(second)) == (repr_of(first) == repr_of(second))
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from store import ActivationStore, ActivationWriter, Slots, StoreHeader
-from store.layout import StoreFile, create_store
+from store import ActivationStore, ActivationWriter, Slots, StoreHeader, layer_name
+from store.layout import StoreFile, create_store, layer_number
 from tests.store.sample import BY_TOKEN, datasets, header, sample
 
 
@@ -23,6 +23,23 @@ def metadata(path) -> bytes:
     for offset, size in datasets(path).values():
         raw[offset : offset + size] = bytes(size)
     return bytes(raw)
+
+
+@given(st.integers(-1, 10_000))
+def test_a_layer_is_read_as_it_is_written(layer):
+    assert layer_number(layer_name(layer)) == layer_number(str(layer)) == layer_number(layer) == layer
+
+
+@given(st.text(max_size=6) | st.floats() | st.booleans() | st.none())
+def test_what_names_no_layer_is_refused(value):
+    try:
+        found = layer_number(value)
+    except ValueError as error:
+        assert repr(value) in str(error)
+    else:
+        assert isinstance(value, str) and (
+            value in (layer_name(found), str(found)) or value.lstrip("L0") == str(found).lstrip("0")
+        )
 
 
 def test_every_dataset_is_contiguous_and_none_lies_over_another(tmp_path):
