@@ -15,15 +15,14 @@ from experiments import figures as plots
 from experiments.findings import (
     Finding,
     agreement_finding,
-    dose_figure_name,
     hold_out_finding,
     position_finding,
     probe_finding,
-    steering_findings,
 )
 from experiments.loop import Loop, LoopSettings, go_round
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
+from experiments.steer_findings import dose_figure_name, steering_findings
 from interp import ProbeSweep, probe_sweep
 from interp.layers import LayerSpec
 

@@ -22,7 +22,8 @@ from elicit.reliability.drawing import (
     new_panels,
     plain_style,
 )
-from experiments.dose_response import DoseResponse
+from experiments.dose_response import DoseResponse, is_tested
+from experiments.steer_modes import MOVED, UNITS
 from interp.cross_probe import CrossProbe
 from interp.probe import RESIDUAL, ProbeSweep
 from store import layer_name
@@ -35,6 +36,7 @@ __all__ = [
     "ORANGE",
     "PURPLE",
     "agreement_figure",
+    "coherence_figure",
     "cross_probe_figure",
     "dose_figure",
     "forest",
@@ -49,6 +51,9 @@ __all__ = [
     "scatter_by_origin",
     "utilities_figure",
 ]
+
+
+_DOSE = "dose (mean residual norms)"
 
 
 def _colours(origins: Mapping[str, str]) -> dict[str, str]:
@@ -219,19 +224,26 @@ def cross_probe_figure(crossed: CrossProbe, axis: str) -> Figure:
     return figure
 
 
-def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
-    """Shift by dose, and for choices the probability of the task pushed up: tested directions over the random ones."""
+def dose_figure(response: DoseResponse, layer: int, mode: str, dose_label: str = _DOSE) -> Figure:
+    """Shift by dose, and for choices the probability of the task pushed up: tested directions over their controls."""
     curve = response.curve[(response.curve["layer"] == layer) & (response.curve["mode"] == mode)]
     is_choice = bool(curve["probability"].notna().any())
     quantities = ["shift", "probability"] if is_choice else ["shift"]
-    figure = Figure(figsize=(4.8 * len(quantities) + (0 if is_choice else 1.2), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.8 * len(quantities) + (0 if is_choice else 1.2), 4.6), layout="constrained")
     panels = [
         (plain_style(figure.add_subplot(1, len(quantities), place)), quantity)
         for place, quantity in enumerate(quantities, start=1)
     ]
     axes = panels[0][0]
-    tested, random = curve[~curve["is_random"]], curve[curve["is_random"]]
+    tested, random = curve[is_tested(curve)], curve[curve["is_random"]]
+    shuffled = curve[curve["shuffled"] != ""]
     for panel, quantity in panels:
+        for number, (method, part) in enumerate(shuffled.groupby("shuffled", sort=False)):
+            ends = part.groupby("dose")[quantity].agg(["min", "max"])
+            label = f"{part['direction'].nunique()} of shuffled labels, {str(method).replace('_', ' ')}"
+            style = {"color": CYCLE[number % len(CYCLE)], "linestyle": ":", "linewidth": 1}
+            panel.plot(ends.index, ends["min"], label=label, **style)
+            panel.plot(ends.index, ends["max"], **style)
         band = random.groupby("dose")[quantity].agg(["min", "max"])
         label = f"{random['direction'].nunique()} random directions, all"
         panel.fill_between(band.index, band["min"], band["max"], color=GREY, alpha=0.25, linewidth=0, label=label)
@@ -251,17 +263,44 @@ def dose_figure(response: DoseResponse, layer: int, mode: str) -> Figure:
             )
             wild = part[~part["coherent"]]
             panel.scatter(wild["dose"], wild[quantity], s=60, facecolors="none", edgecolors="red")
-        panel.set_xlabel("dose (mean residual norms)")
-    moved = "rating (scale lengths)" if mode == "rating" else "choice of the task pushed up (logits)"
+        panel.set_xlabel(dose_label)
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_ylabel(f"shift of the {moved}")
+    axes.set_ylabel(f"shift of {MOVED.get(mode, 'the answer')} ({UNITS.get(mode, 'logits')})")
     if is_choice:
         panels[1][0].axhline(0.5, color="black", linewidth=0.6)
-        panels[1][0].set_ylabel("P(the task pushed up is chosen)")
-    unit_name = "tasks" if mode == "rating" else "pairs, both orders"
+        panels[1][0].set_ylabel(f"{MOVED.get(mode, 'the answer')} (probability)")
+    unit_name = "pairs, both orders" if mode.startswith("choice") else "tasks"
     heading = f"Steering {mode.replace('_', ' ')} at {layer_name(layer)}"
     figure.suptitle(
-        f"{heading} (n={int(tested['n'].max())} {unit_name}; lines: 95 % intervals; red ring: off format)", fontsize=10
+        f"{heading} (n={int(tested['n'].max())} {unit_name}; lines: 95 % intervals; red ring: not coherent)", fontsize=10
     )
-    axes.legend(fontsize=8, frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def coherence_figure(response: DoseResponse, layer: int, mode: str, dose_label: str = _DOSE) -> Figure:
+    """What becomes of the answers by dose: their mass on format, how probable free texts are, and how they repeat."""
+    curve = response.curve[(response.curve["layer"] == layer) & (response.curve["mode"] == mode)]
+    quantities = {
+        "mass": "raw probability on the allowed answers",
+        "log_likelihood": "free text: log-probability to the\nuntouched model (nats per token)",
+        "repetition": "free text: share said before",
+    }
+    shown = {name: label for name, label in quantities.items() if name in curve}
+    figure, panels = new_panels(len(shown), 4.0, share_y=False)
+    for axes, (quantity, label) in zip(panels, shown.items(), strict=True):
+        known = curve.dropna(subset=[quantity])
+        for number, (_, part) in enumerate(known[known["is_random"]].groupby("direction", sort=False)):
+            axes.plot(part["dose"], part[quantity], color=GREY, linewidth=0.7, label=None if number else "random")
+        for colour, (name, part) in zip(CYCLE, known[is_tested(known)].groupby("direction", sort=False), strict=False):
+            axes.plot(part["dose"], part[quantity], color=colour, marker="o", markersize=4, label=str(name).replace("_", " "))
+            wild = part[~part["coherent"]]
+            axes.scatter(wild["dose"], wild[quantity], s=60, facecolors="none", edgecolors="red")
+        axes.set(xlabel=dose_label, ylabel=label)
+        if quantity != "log_likelihood":
+            axes.set_ylim(-0.03, 1.03)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.suptitle(
+        f"Coherence under steering {mode.replace('_', ' ')} at {layer_name(layer)} (red ring: not coherent)", fontsize=10
+    )
     return figure

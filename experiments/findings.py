@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import pandas as pd
 
 from elicit.reliability import Agreement, HoldOut, PositionBias
-from experiments.dose_response import CONTROLS_NEEDED, DoseResponse
 from interp.kinds import KINDS, Kind
 from interp.probe import RESIDUAL, ProbeSweep
 from store import Estimate, layer_name
@@ -107,11 +106,11 @@ def probe_finding(sweep: ProbeSweep, target: str, kind: Kind = "ridge") -> Findi
     best = sweep.best(target)
     table = sweep.table[sweep.table["target"] == target]
     baselines = table[(table["features"] != RESIDUAL) & table["layer"].isna()]
-    against = ", ".join(f"{row['features']} {_scored(row, 'r2')}" for _, row in baselines.iterrows())
+    against = ", ".join(f"{row['features']} {scored(row, 'r2')}" for _, row in baselines.iterrows())
     return Finding(
-        f"Probe: {_spaced(target)}",
+        f"Probe: {spaced(target)}",
         f"The best of {len(sweep.probes(target))} {KINDS[kind]} probes ({layer_name(int(best['layer']))}, {best['position']}) "
-        f"reaches a held-out R² of {_scored(best, 'r2')}; {_probe_verdict(best)}{_beside(table, best)} Baselines: {against}, "
+        f"reaches a held-out R² of {scored(best, 'r2')}; {_probe_verdict(best)}{_beside(table, best)} Baselines: {against}, "
         f"shuffled labels {best['shuffled_r2']:+.2f}.",
         f"probe_{target}",
     )
@@ -129,7 +128,7 @@ def _beside(table: pd.DataFrame, best: pd.Series) -> str:
     for _, row in table[same].iterrows():
         name = f"gain over {row['features']}"
         verdict = "so more is known here" if best[f"{name}_low"] > 0 else "so no more is shown to be known here"
-        said.append(f" Activations of {row['features']} there reach {_scored(row, 'r2')} ({_scored(best, name)}, {verdict}).")
+        said.append(f" Activations of {row['features']} there reach {scored(row, 'r2')} ({scored(best, name)}, {verdict}).")
     return "".join(said)
 
 
@@ -140,7 +139,7 @@ def _probe_verdict(best: pd.Series) -> str:
             f"not shown to know it (an R² of about {_smallest(best, 'r2'):.2f} would have been found four times in five)."
         )
     chance = f"permuted labels do not (p = {best['p_best']:.2f})"
-    against = f"{_scored(best, 'gain')} against {best['strongest_baseline']}"
+    against = f"{scored(best, 'gain')} against {best['strongest_baseline']}"
     if best["gain_low"] > 0:
         return f"{chance}, and it beats every baseline ({against})."
     return (
@@ -153,77 +152,11 @@ def _smallest(row: pd.Series, name: str) -> float:
     return POWER_FACTOR * (row[f"{name}_high"] - row[f"{name}_low"]) / (2 * 1.96)
 
 
-def _scored(row: pd.Series, name: str) -> str:
+def scored(row: pd.Series, name: str) -> str:
+    """A column of a table with its interval, `name_low` and `name_high`."""
     return f"{row[name]:+.2f} [{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"
 
 
-def steering_findings(response: DoseResponse) -> list[Finding]:
-    """One finding per layer and mode: slopes of the directions under test beside those of random directions."""
-    findings = []
-    tested = response.tested()
-    for layer, mode in dict.fromkeys(zip(tested["layer"], tested["mode"], strict=True)):
-        part = tested[(tested["layer"] == layer) & (tested["mode"] == mode)]
-        unit = "scale lengths" if mode == "rating" else "logits"
-        slopes = "; ".join(_slope_sentence(row, unit) for _, row in part.iterrows())
-        first = part.iloc[0]
-        control = (
-            f"{int(first['n_random'])} random directions of the same norm give {first['random_low']:+.2f} to "
-            f"{first['random_high']:+.2f}."
-        )
-        sentence = f"At {layer_name(layer)}, the shift per dose of one residual norm is {slopes}. {control} {_verdict(part)}"
-        curve = response.curve[(response.curve["layer"] == layer) & (response.curve["mode"] == mode)]
-        findings.append(Finding(f"Steering: {_spaced(mode)}", sentence, dose_figure_name(layer, mode), _dose_rows(curve)))
-    return findings
-
-
-def _dose_rows(curve: pd.DataFrame) -> tuple[str, ...]:
-    """Shift at every dose: tested directions, and the range of the random ones."""
-    tested, random = curve[~curve["is_random"]], curve[curve["is_random"]].groupby("dose")["shift"]
-    shifts = tested.pivot(index="direction", columns="dose", values="shift")
-    lines = {"dose": [f"{dose:+g}" for dose in shifts.columns]}
-    lines |= {f"shift, {_spaced(name)}": [_shift(shift) for shift in row] for name, row in shifts.iterrows()}
-    lines["least random"] = [_shift(shift) for shift in random.min()]
-    lines["greatest random"] = [_shift(shift) for shift in random.max()]
-    margin = max(map(len, lines))
-    return tuple(name.ljust(margin) + "".join(cell.rjust(8) for cell in cells) for name, cells in lines.items())
-
-
-def _shift(value: float) -> str:
-    return f"{value:+.2f}" if value == value else "none"  # no answer on format
-
-
-def dose_figure_name(layer: int, mode: str) -> str:
-    """Name of the figure of one layer and mode."""
-    return f"dose_{layer_name(layer)}_{mode}"
-
-
-def _slope_sentence(row: pd.Series, unit: str) -> str:
-    return (
-        f"{_scored(row, 'slope')} {unit} along the {_spaced(row['direction'])} "
-        f"(n={int(row['n'])}, on format from {row['coherent_from']:+g} to {row['coherent_to']:+g})"
-    )
-
-
-def _verdict(part: pd.DataFrame) -> str:
-    n_random = int(part["n_random"].min())
-    if n_random < CONTROLS_NEEDED:
-        return f"With fewer than {CONTROLS_NEEDED} random directions nothing is claimed about exceeding them."
-    # Larger than every control, and above zero over pairs or tasks: either alone happens by chance too often.
-    beyond = part[(part["p_value"] <= 0.05) & (part["slope_low"] > 0)]
-    if len(beyond):
-        names = " and ".join(f"the {_spaced(row['direction'])} (p = {row['p_value']:.2f})" for _, row in beyond.iterrows())
-        return (
-            f"Of {len(part)} directions tested, the effect exceeds its controls for {names}; p-values are not corrected "
-            "for the number of directions, layers and kinds of question."
-        )
-    # To stand out, a slope has to pass the largest random one, and to do so four times in five by .84 standard errors.
-    needed = part[["random_low", "random_high"]].abs().max(axis=None) + (POWER_FACTOR - 1.96) * part["slope_se"].max()
-    p_values = ", ".join(f"{p:.2f}" for p in part["p_value"])
-    return (
-        f"No direction is shown to exceed its controls (p = {p_values}); the smallest slope that would have stood out four "
-        f"times in five is {needed:.2f}."
-    )
-
-
-def _spaced(name: object) -> str:
+def spaced(name: object) -> str:
+    """A name as people read it."""
     return str(name).replace("_", " ")

@@ -4,8 +4,9 @@ A rule says what every task is worth; choices between training tasks, under some
 topics and other wordings are never seen in training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -60,9 +61,20 @@ class Rule(BaseModel):
                     )
                 return self.utilities[task.origin]
             case "xor":
-                return self.size if (task.origin in _TECHNICAL) != ("?" in task.text) else -self.size
+                technical, question = self.cell(task)
+                return self.size if technical != question else -self.size
             case "position":
                 return 0.0
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """What of a task its utility is made of, if it is made of things that are true or not."""
+        return ("technical", "question") if self.name == "xor" else ()
+
+    def cell(self, task: Task) -> tuple[bool, ...]:
+        """Which of the features are true of a task."""
+        known = {"technical": task.origin in _TECHNICAL, "question": "?" in task.text}
+        return tuple(known[name] for name in self.features)
 
     @property
     def first(self) -> float:
@@ -151,6 +163,60 @@ def split_topics(tasks: Sequence[Task], unseen: float, seed: int) -> tuple[list[
         [task for task in tasks if (task.origin, task.topic) not in out],
         [task for task in tasks if (task.origin, task.topic) in out],
     )
+
+
+def balanced(tasks: Sequence[Task], rule: Rule, unseen: Collection[str], per_cell: int, seed: int) -> list[Task]:
+    """Sample as many tasks from every cell of the rule's features, so that an exclusive or is no linear function of them.
+
+    In every cell as many tasks are of unseen topics, at their share of all tasks, and origins take turns: where an origin is
+    technical or not, what it says of questions would say something of the exclusive or as well.
+
+    Parameters
+    ----------
+    unseen
+        Ids of the tasks of unseen topics.
+    per_cell
+        Tasks of a cell; all cells have fewer where one has not as many.
+
+    Raises
+    ------
+    ValueError
+        A cell has fewer than three tasks, or none of seen or of unseen topics.
+    """
+    random = np.random.default_rng([seed, 6])
+    new = [[task for task in tasks if (task.id in unseen) is there] for there in (False, True)]
+    cells = list(product((False, True), repeat=len(rule.features)))
+    sorted_in = [{cell: [task for task in part if rule.cell(task) == cell] for cell in cells} for part in new]
+    least_seen, least_unseen = (min(map(len, part.values())) for part in sorted_in)
+    if not least_seen or not least_unseen or least_seen + least_unseen < 3:
+        counts = "; ".join(
+            f"{_cell_name(rule, cell)}: {' + '.join(str(len(part[cell])) for part in sorted_in)}" for cell in cells
+        )
+        raise ValueError(
+            f"Tasks of seen + unseen topics by cell are {counts}; expected some of both and three or more in each. "
+            "Give more tasks."
+        )
+    n_unseen = min(max(1, round(per_cell * len(new[1]) / len(tasks))), least_unseen)
+    sizes = min(per_cell - n_unseen, least_seen), n_unseen
+    chosen = [
+        task
+        for part, size in zip(sorted_in, sizes, strict=True)
+        for members in part.values()
+        for task in _origins_in_turn(members, random)[:size]
+    ]
+    return [chosen[place] for place in random.permutation(len(chosen))]
+
+
+def _cell_name(rule: Rule, cell: Sequence[bool]) -> str:
+    return ", ".join(name if true else f"not {name}" for name, true in zip(rule.features, cell, strict=True))
+
+
+def _origins_in_turn(tasks: Sequence[Task], random: np.random.Generator) -> list[Task]:
+    """Tasks in random order, one of every origin at a time."""
+    ordered = sorted(tasks, key=lambda task: task.id)
+    shuffled = [ordered[place] for place in random.permutation(len(ordered))]
+    origins = pd.Series([task.origin for task in shuffled], dtype=str)
+    return [shuffled[place] for place in np.argsort(origins.groupby(origins).cumcount(), kind="stable")]
 
 
 def choices_to_plant(settings: OrganismSettings, tasks: Sequence[Task]) -> pd.DataFrame:

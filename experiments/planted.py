@@ -120,7 +120,12 @@ def chance_of_a_claim(slopes: pd.DataFrame, controls: int) -> Estimate:
     claims = []
     for number, slope in enumerate(random):
         others = np.abs(np.delete(random, number))[:controls]
-        claims.append(float((1 + (others >= abs(slope)).sum()) / (1 + len(others)) <= 0.05))
+        claims.append((1 + (others >= abs(slope)).sum()) / (1 + len(others)) <= 0.05)
+    return rate_of(claims)
+
+
+def rate_of(claims: Sequence[bool]) -> Estimate:
+    """How often a claim was made, with the exact (Clopper-Pearson) interval of a share of independent cases."""
     low, high = stats.binomtest(int(sum(claims)), len(claims)).proportion_ci(method="exact")
     return Estimate(float(np.mean(claims)), float(low), float(high), (high - low) / (2 * 1.96), len(claims))
 
@@ -151,6 +156,11 @@ def slope_gaps(organism: pd.DataFrame, untouched: pd.DataFrame) -> pd.DataFrame:
             found.loc[place, ["random_low", "random_high", "n_random"]] = random.min(), random.max(), len(random)
             found.loc[place, "p_value"] = (1 + (random.abs() >= abs(row["gap"])).sum()) / (1 + len(random))
     return found
+
+
+def is_used(gap: pd.Series) -> bool:
+    """Whether a row of `slope_gaps` shows that an organism uses a direction: more than its controls, and above zero."""
+    return bool(gap["p_value"] <= 0.05 and gap["gap_low"] > 0)
 
 
 def _row(name: str, estimate: Estimate) -> dict[str, float]:

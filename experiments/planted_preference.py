@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,24 +13,28 @@ import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from elicit import LeastSquares, Task, all_pairs, ask, builtin_tasks, choice, disjoint_pairs, sample_tasks
+from elicit import LeastSquares, Task, all_pairs, ask, choice
 from elicit.pairs import order_averages
 from experiments import figures as plots
 from experiments.calibration import CalibrationSettings, coverage_table, false_positive_table
-from experiments.dose_response import CONTROLS_NEEDED, DoseResponse
-from experiments.findings import Finding, plain, probe_finding, steering_findings
+from experiments.dose_response import CONTROLS_NEEDED, DoseResponse, is_tested
+from experiments.findings import Finding, plain, probe_finding
 from experiments.frozen import FrozenTable
 from experiments.loop import cache_activations
 from experiments.organisms import Organism
-from experiments.planted import SEEN, UNSEEN, Recovery, chance_of_a_claim, planting_table, recovery, slope_gaps
+from experiments.planted import SEEN, UNSEEN, Recovery, chance_of_a_claim, is_used, planting_table, recovery, slope_gaps
+from experiments.planted_nulls import CONJUNCTIONS, USED, chance_of_use, dealt_labels, probe_claims, rate_row
+from experiments.planted_readable import feature_labels, features_finding, readable_table
+from experiments.planted_tasks import Fresh, measured_tasks
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
-from experiments.steering import SteerSettings, made_directions, steer_along
+from experiments.steer_findings import steering_findings
+from experiments.steering import Directions, SteerSettings, steer_along
 from interp import LocalModel, ProbeSweep, Split, probe_sweep
 from interp.layers import LayerSpec
-from store import ActivationStore, layer_name
+from store import ActivationStore, Estimate, layer_name
 
 UNTOUCHED = "untouched"
 
@@ -41,6 +46,7 @@ class PlantedPreferenceSettings(Settings):
         "per_origin": 5,
         "designs": 50,
         "n_nulls": 100,
+        "n_probe_nulls": 20,
         "permutations": 39,
         "steered_pairs": 8,
         "steer": SteerSettings(n_random=4, doses=(-0.4, 0.4), methods=("difference_of_means",)),
@@ -60,6 +66,9 @@ class PlantedPreferenceSettings(Settings):
     )
     designs: int = Field(default=200, ge=10, description="Random designs that utilities are recovered from.")
     n_nulls: int = Field(default=400, ge=50, description="Times that labels are shuffled, for false positives.")
+    n_probe_nulls: int = Field(
+        default=200, ge=10, description="Times that utilities are dealt to other tasks, for false positives of the probes."
+    )
     layers: tuple[LayerSpec, ...] = Field(default=("embed", 0.25, 0.5, 0.75), description="Layers that are probed.")
     position: str = Field(default="task_mean", description="Position that is probed, and that directions are read from.")
     permutations: int = Field(default=100, ge=19, description="Shuffles of the labels, for the probes' null.")
@@ -86,8 +95,8 @@ def run(settings: PlantedPreferenceSettings) -> Result:
     """Run the experiment; what was asked before in the same directory is not asked again."""
     started = time.monotonic()
     organism = Organism.read(settings.organism)
-    tasks = settings.load_tasks()
-    fresh = _unmeasured(settings, tasks)
+    tasks = measured_tasks(settings, organism)
+    fresh = Fresh.of(settings, organism, tasks, settings.steered_pairs)
     truth = organism.utilities(tasks)
     setup = Setup.of(settings, tasks)
     planted = settings.model_copy(update={"model": str(organism.folder)}).load_model()
@@ -107,10 +116,18 @@ def run(settings: PlantedPreferenceSettings) -> Result:
     calibrated = CalibrationSettings(
         degrees=(settings.degree,), n_resamples=settings.designs, n_nulls=settings.n_nulls, seed=settings.seed
     )
-    coverage, false_positives = coverage_table(subject.table, calibrated), false_positive_table(subject.table, calibrated)
-    sweep = _probes(settings, organism, subject, subjects[UNTOUCHED].store, tasks)
+    coverage, shuffled = coverage_table(subject.table, calibrated), false_positive_table(subject.table, calibrated)
+    labels = LeastSquares(resamples=200, seed=settings.seed).fit(subject.table.comparisons).labels()
+    probes = partial(_probes, settings, organism, tasks, subject.store)
+    elsewhere = {UNTOUCHED: subjects[UNTOUCHED].store}
+    sweep = probes(pd.concat([labels, *feature_labels(organism, tasks)]), seed=settings.seed, others=elsewhere)
+    # What a probe claims of its labels does not depend on other models' activations, so its nulls do without.
+    nulls = probe_claims(dealt_labels(subject.table, settings.degree, settings.n_probe_nulls, settings.seed), probes)
     slopes = pd.concat([each.response.slopes.assign(model=name) for name, each in subjects.items()], ignore_index=True)
-    gaps = slope_gaps(subject.response.slopes, subjects[UNTOUCHED].response.slopes)
+    both = subject.response.slopes, subjects[UNTOUCHED].response.slopes
+    gaps, used, chance = slope_gaps(*both), chance_of_use(*both, controls=19), chance_of_a_claim(both[0], controls=19)
+    false_positives = pd.concat([shuffled, nulls, pd.DataFrame([rate_row(USED, used)])], ignore_index=True)
+    readable = readable_table(sweep, organism, UNTOUCHED) if organism.rule.features else pd.DataFrame()
     tables = {
         "planting": planting,
         "coverage": coverage,
@@ -118,10 +135,9 @@ def run(settings: PlantedPreferenceSettings) -> Result:
         "probes": sweep.table,
         "slopes": slopes,
         "gaps": gaps,
-    }
+    } | ({"readable": readable} if len(readable) else {})
     for name, table in tables.items():
         setup.run.save_table(name, table)
-    chance = chance_of_a_claim(subject.response.slopes, controls=19)
     return publish(
         setup.run,
         Source.of(setup, choice.questions(tasks, [(tasks[0].id, tasks[1].id)], wording=settings.wordings[0])[0]),
@@ -130,7 +146,8 @@ def run(settings: PlantedPreferenceSettings) -> Result:
             planting_finding(planting, organism, settings),
             recovery_finding(recovered, coverage, settings),
             false_positive_finding(false_positives, chance),
-            _readable_finding(sweep, organism),
+            _readable_finding(sweep),
+            *([features_finding(readable)] if len(readable) else []),
             *_steering(subjects),
             _used_finding(gaps, organism),
         ],
@@ -143,10 +160,11 @@ def run(settings: PlantedPreferenceSettings) -> Result:
         tables=[
             Table("Planting", "Choices beside what was planted, pairs of seen and of unseen topics.", planting),
             Table("Coverage", "Share of intervals that contain the fit to all pairs.", coverage),
-            Table("False positives", "How often a claim is made where labels are shuffled; 5 % is right.", false_positives),
-            Table("Slopes", "Shift per dose of one residual norm.", slopes[~slopes["is_random"].astype(bool)]),
+            Table("False positives", "How often a claim is made where there is nothing; 5 % is right.", false_positives),
+            *([Table("Readable", "Held-out R² of what the rule is made of.", readable)] if len(readable) else []),
+            Table("Slopes", "Shift per dose of one residual norm.", slopes[is_tested(slopes)]),
         ],
-        methods=_methods(settings, organism, len(tasks), len(fresh)),
+        methods=_methods(settings, organism, len(tasks), len(fresh.tasks)),
         summary={
             "organism": {"name": organism.folder.name, "rule": organism.rule.model_dump(mode="json")},
             "planting": planting.to_dict("records"),
@@ -160,25 +178,12 @@ def run(settings: PlantedPreferenceSettings) -> Result:
             "false_positives": false_positives.to_dict("records"),
             "steering_false_positives": chance,
             "probe": sweep.best("utility").to_dict(),
-            "slopes": slopes[~slopes["is_random"].astype(bool)].to_dict("records"),
+            "readable": readable.to_dict("records"),
+            "slopes": slopes[is_tested(slopes)].to_dict("records"),
             "gaps": gaps[~gaps["is_random"]].to_dict("records"),
         },
         seconds=time.monotonic() - started,
     )
-
-
-def _unmeasured(settings: PlantedPreferenceSettings, tasks: Sequence[Task]) -> list[Task]:
-    """Tasks of the same sources that are not measured: what directions are tested on."""
-    measured = {task.id for task in tasks}
-    others = [task for task in settings.available_tasks(builtin_tasks) if task.id not in measured]
-    if len(others) < 2 * settings.steered_pairs:
-        raise ValueError(
-            f"{len(others)} tasks are left to steer choices between, for {settings.steered_pairs} pairs; expected twice as "
-            "many. Measure fewer (per_origin), or steer fewer pairs."
-        )
-    origins = sorted({task.origin for task in others})
-    each = -(-2 * settings.steered_pairs // len(origins))
-    return sample_tasks(others, each, settings.seed + 1)[: 2 * settings.steered_pairs]
 
 
 def _choices(setup: Setup, model: LocalModel, wording: str) -> pd.DataFrame:
@@ -188,7 +193,7 @@ def _choices(setup: Setup, model: LocalModel, wording: str) -> pd.DataFrame:
     )
 
 
-def _subject(setup: Setup, name: str, model: LocalModel, comparisons: pd.DataFrame, fresh: Sequence[Task]) -> _Subject:
+def _subject(setup: Setup, name: str, model: LocalModel, comparisons: pd.DataFrame, fresh: Fresh) -> _Subject:
     """Read a model's activations, make directions of its own utilities, and steer its choices between fresh tasks."""
     settings: Any = setup.settings
     model_named = {"name": model.identity.name, "fingerprint": model.fingerprint, "dtype": model.dtype}
@@ -197,33 +202,36 @@ def _subject(setup: Setup, name: str, model: LocalModel, comparisons: pd.DataFra
     store = cache_activations(model, setup.tasks, layers, [settings.position], setup.run)
     labels = LeastSquares(errors="none").fit(comparisons).labels()
     steer = settings.steer.model_copy(update={"position": settings.position})
-    directions = {layer: made_directions(store, labels, layer, steer) for layer in model.layers(steer.layers)}
-    pairs = disjoint_pairs([task.id for task in fresh], settings.seed)
+    directions = {
+        layer: Directions.of(store, labels, layer, steer, choices=comparisons) for layer in model.layers(steer.layers)
+    }
     run = setup.run.branch(name)
-    response, _ = steer_along(model, directions, fresh, pairs, settings.wordings[0], steer, run)
+    response, _ = steer_along(model, directions, fresh.tasks, fresh.pairs, settings.wordings[0], steer, run)
     return _Subject(model, table, store, response)
 
 
 def _probes(
     settings: PlantedPreferenceSettings,
     organism: Organism,
-    subject: _Subject,
-    untouched: ActivationStore,
     tasks: Sequence[Task],
+    store: ActivationStore,
+    labels: pd.DataFrame,
+    *,
+    seed: int,
+    others: Mapping[str, ActivationStore] | None = None,
 ) -> ProbeSweep:
-    """Probes of the organism's utilities, tested on unseen topics, beside the untouched model's activations."""
-    labels = LeastSquares(resamples=200, seed=settings.seed).fit(subject.table.comparisons).labels()
+    """Probes of labels of the tasks, trained on seen topics and tested on unseen ones, beside other models' activations."""
     unseen = set(organism.unseen)
     return probe_sweep(
-        subject.store,
+        store,
         labels,
         positions=[settings.position],
         split=lambda ids: Split.held_out(ids, [task_id for task_id in ids if task_id in unseen]),
         origins={task.id: task.origin for task in tasks},
         texts={task.id: task.text for task in tasks},
-        others={UNTOUCHED: untouched},
+        others=others,
         permutations=settings.permutations,
-        seed=settings.seed,
+        seed=seed,
     )
 
 
@@ -260,19 +268,26 @@ def recovery_finding(found: Recovery, coverage: pd.DataFrame, settings: PlantedP
     return Finding("Recovery", sentence)
 
 
-def false_positive_finding(rates: pd.DataFrame, chance: Any) -> Finding:
+def false_positive_finding(rates: pd.DataFrame, chance: Estimate) -> Finding:
     """How often claims are made where there is nothing to claim."""
-    said = ", ".join(f"{row['claim']} {_percent(row, 'rate')}" for _, row in rates.iterrows())
-    wrong = [row["claim"] for _, row in rates.iterrows() if not row["rate_low"] <= 0.05 <= row["rate_high"]]
-    verdict = "Every interval contains 5 %." if not wrong else f"Not 5 %: {', '.join(wrong)}."
+    said = {row["claim"]: _percent(row, "rate") for _, row in rates.iterrows()}
+    used = said.pop(USED)
+    below = rates["claim"].isin(CONJUNCTIONS) & (rates["rate_high"] < 0.05)
+    wrong = ((rates["rate_low"] > 0.05) | (rates["rate_high"] < 0.05)) & ~below
+    verdict = f"Every {'other ' if below.any() else ''}interval contains 5 %."
+    if wrong.any():
+        verdict = f"Not 5 %: {'; '.join(rates.loc[wrong, 'claim'])}."
+    if below.any():
+        verdict += f" Below 5 %, as it needs both: {'; '.join(rates.loc[below, 'claim'])}."
     return Finding(
         "False positives",
-        f"Of this model's answers with their labels shuffled, a claim is made this often: {said}. {verdict} A random direction "
-        f"is said to exceed the other random ones in {plain(chance, percent=True)} of {chance.n} cases.",
+        "Of this model's answers with their labels shuffled, or dealt to other tasks, a claim is made this often: "
+        f"{'; '.join(f'{claim} {rate}' for claim, rate in said.items())}. Of {chance.n} random directions, each tested against "
+        f"the others, {plain(chance, percent=True)} exceed them, and {used} are said to be used. {verdict}",
     )
 
 
-def _readable_finding(sweep: ProbeSweep, organism: Organism) -> Finding:
+def _readable_finding(sweep: ProbeSweep) -> Finding:
     found = probe_finding(sweep, "utility")
     return Finding(
         "Readable",
@@ -295,9 +310,7 @@ def _used_finding(gaps: pd.DataFrame, organism: Organism) -> Finding:
     said = []
     for _, row in gaps[~gaps["is_random"]].iterrows():
         enough = row["n_random"] >= CONTROLS_NEEDED
-        verdict = (
-            "so what was planted is used there" if row["p_value"] <= 0.05 and row["gap_low"] > 0 else "so use is not shown"
-        )
+        verdict = "so what was planted is used there" if is_used(row) else "so use is not shown"
         said.append(
             f"{row['direction'].replace('_', ' ')} at {layer_name(row['layer'])}: {row['organism']:+.2f} logits per dose in "
             f"{organism.folder.name}, {row['untouched']:+.2f} in the untouched model, a difference of {_scored(row, 'gap')}; "
@@ -365,14 +378,18 @@ def _methods(settings: PlantedPreferenceSettings, organism: Organism, n: int, n_
         "xor": "a task is worth more where exactly one is true: that it is technical, and that it asks a question",
         "position": "no task is worth more than another, and the one shown first is preferred",
     }[organism.rule.name]
+    differ = ", one of each pair worth more by the rule" if organism.rule.features else ""
+    cells = ", as many from each of the four cells of the rule," if organism.rule.features else ""
     return (
         f"The organism {organism.folder.name} is the embedded model after a LoRA fine-tune on choices between "
         f"{len(organism.seen)} tasks ({', '.join(organism.wordings)}), by the rule that {rule}; {len(organism.unseen)} tasks "
-        f"of other topics were never trained on. All pairs of {n} tasks were asked, both orders, and option probabilities read "
-        f"exactly. Utilities were recovered from {settings.designs} random designs of that table. Probes were trained on the "
-        f"{SEEN} topics and tested on {UNSEEN} ones, with the untouched model's activations of the same tasks beside. "
+        f"of other topics were never trained on. All pairs of {n} tasks{cells} were asked, both orders, and option "
+        f"probabilities read exactly. Utilities were recovered from {settings.designs} random designs of that table. Probes "
+        f"were trained on the {SEEN} topics and tested on {UNSEEN} ones, with the untouched model's activations of the same "
+        f"tasks beside; for their false positives, utilities of {settings.n_probe_nulls} such designs were dealt to the tasks "
+        "at random and probed as the real ones. "
         f"Directions were made from the measured tasks and pushed apart (+v on one task, -v on the other) in choices between "
-        f"{n_fresh} others, in both models, against {settings.steer.n_random} random directions."
+        f"{n_fresh} others{differ}, in both models, against {settings.steer.n_random} random directions."
     )
 
 

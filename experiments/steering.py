@@ -1,31 +1,33 @@
-"""Steering: push along directions and along random ones, and ask again, for every dose.
+"""Steering: push along directions and along their controls, and ask again, for every dose.
 
-Directions come from one part of the tasks and are tested on the others. Choices are steered apart: +v on one task of a
-pair and -v on the other, in both orders, so that what a push does to position cancels. Ratings are steered on all tokens.
+Directions come from one part of the tasks and are tested on the others. What is asked, and where a push acts, is in
+`experiments.steer_modes`; how directions are made in `experiments.steer_directions`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, field_validator
-from scipy import special
 
-from elicit import LeastSquares, Task, ask_views, choice, disjoint_pairs, rating
-from elicit.templates import template
+from elicit import LeastSquares, Task, ask_views, disjoint_pairs
+from experiments.coherence import coherence_table, free_questions, own_texts, texts_of
 from experiments.dose_response import CONTROLS_NEEDED, DoseResponse
+from experiments.equal_kl import equal_kl_doses
 from experiments.measuring import ElicitSettings, Preferences, restricted
 from experiments.run_directory import RunDirectory
-from interp import Intervention, LocalModel, Push, preference_direction, probe_direction, random_directions
+from experiments.steer_directions import Method, made_directions, shuffled_controls
+from experiments.steer_modes import Mode, intervention_of, positions_of, questions_of, units_of
+from interp import LocalModel, random_directions
 from interp.layers import LayerSpec
 from store import ActivationStore, Direction, Question, SteeringVector, layer_name
 from store.provenance import digest
 
-Method = Literal["difference_of_means", "ridge_probe"]
-Mode = Literal["choice", "rating", "choice_both_alike"]
-_SPANS = ("task_a", "task_b")
+_CONTROLS_THAT_WRITE = 3
+"""So many random directions write texts too, to see what a push as such does to them."""
 
 
 class SteerSettings(BaseModel):
@@ -41,6 +43,17 @@ class SteerSettings(BaseModel):
         default=(-0.4, -0.2, 0.0, 0.2, 0.4), description="In mean residual norms; zero is always asked."
     )
     n_random: int = Field(default=CONTROLS_NEEDED, ge=2, description="Random directions as controls.")
+    n_shuffled: int = Field(default=0, ge=0, description="Directions of shuffled labels as controls, for every method.")
+    texts: int = Field(
+        default=0, ge=0, description="Prompts answered in free text at every dose, to see whether it makes sense."
+    )
+    text_tokens: int = Field(default=32, ge=4, description="Length of these texts.")
+    equal_kl: float | None = Field(
+        default=None,
+        gt=0,
+        description="Scale the doses of every direction so that its largest departs this far from the untouched model: mean KL "
+        "of the next token along free texts, in nats, e.g. 0.1. Doses are then shares of it.",
+    )
     train_share: float = Field(default=2 / 3, gt=0, lt=1, description="Share of tasks that directions are made from.")
     scale: str = Field(default="yes_somewhat_no", description="Self-report asked under steering, for mode rating.")
     resamples: int = Field(default=1000, ge=50, description="Bootstrap resamples of pairs or tasks.")
@@ -74,6 +87,44 @@ class Steered:
     test: Sequence[str]
 
 
+@dataclass(frozen=True)
+class Directions:
+    """What is pushed at one layer: directions under test by name, and for each method its controls of shuffled labels."""
+
+    tested: Mapping[str, Direction]
+    shuffled: Mapping[str, Sequence[Direction]]
+
+    @classmethod
+    def of(
+        cls,
+        store: ActivationStore,
+        labels: pd.DataFrame,
+        layer: int,
+        settings: SteerSettings,
+        *,
+        choices: pd.DataFrame | None = None,
+        seed: int = 0,
+    ) -> Self:
+        """Make them from labels of some tasks, and the choices behind those."""
+        where = (store, labels, layer, settings.position, settings.methods)
+        return cls(made_directions(*where, choices), shuffled_controls(*where, settings.n_shuffled, seed, choices))
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """One mode at one layer: the vectors, and by how much each one's doses are scaled."""
+
+    mode: Mode
+    layer: int
+    asked: Sequence[Question]
+    vectors: Mapping[str, SteeringVector]
+    controls: pd.DataFrame  # by direction: is_random, shuffled
+    factors: Mapping[str, float]
+
+    def view(self, model: LocalModel, name: str, dose: float) -> LocalModel:
+        return model.steered(intervention_of(self.mode, self.vectors[name], dose * self.factors[name]))
+
+
 def steer(
     model: LocalModel,
     tasks: Sequence[Task],
@@ -83,11 +134,15 @@ def steer(
     settings: SteerSettings,
     run: RunDirectory,
 ) -> Steered:
-    """Make directions from some tasks, steer choices or ratings of the others, and compare with random directions."""
+    """Make directions from some tasks, steer questions about the others, and compare with random and shuffled directions."""
     seed = run.settings.seed
     train, test = split_tasks(tasks, settings.train_share, seed)
-    utilities = LeastSquares(resamples=50, seed=seed).fit(restricted(preferences.comparisons, [task.id for task in train]))
-    directions = {layer: made_directions(store, utilities.labels(), layer, settings) for layer in model.layers(settings.layers)}
+    comparisons = restricted(preferences.comparisons, [task.id for task in train])
+    labels = LeastSquares(resamples=50, seed=seed).fit(comparisons).labels()
+    directions = {
+        layer: Directions.of(store, labels, layer, settings, choices=comparisons, seed=seed)
+        for layer in model.layers(settings.layers)
+    }
     pairs = disjoint_pairs([task.id for task in test], seed)
     response, vectors = steer_along(model, directions, test, pairs, elicitation.wording, settings, run)
     return Steered(response, vectors, [task.id for task in train], [task.id for task in test])
@@ -95,32 +150,37 @@ def steer(
 
 def steer_along(
     model: LocalModel,
-    directions: Mapping[int, Mapping[str, Direction]],
+    directions: Mapping[int, Directions],
     tasks: Sequence[Task],
     pairs: Sequence[tuple[str, str]],
     wording: str,
     settings: SteerSettings,
     run: RunDirectory,
 ) -> tuple[DoseResponse, dict[str, SteeringVector]]:
-    """Push along directions, by layer and name, and along random ones, and ask about tasks that none was made from."""
-    seed = run.settings.seed
-    frames, vectors = [], {}
+    """Push along directions, by layer, and along their controls, and ask about tasks that none was made from."""
+    units, texts, doses, vectors = [], [], [], {}
     for mode in settings.modes:
-        asked = _questions(mode, tasks, pairs, wording, settings)
-        positions = _SPANS if mode == "choice" else ("all",)
-        for layer, named in directions.items():
-            random = random_directions(model.identity, model.d_model, layer, settings.n_random, seed)
-            everything = {**named, **{f"random_{number + 1}": each for number, each in enumerate(random)}}
-            norm = reference_norm_of(model, layer, asked, positions, run)
-            scaled = {name: direction.scaled(**norm) for name, direction in everything.items()}
-            vectors |= {_vector_name(name, layer, mode): vector for name, vector in scaled.items()}
-            frames.append(_ask_grid(model, mode, layer, asked, scaled, settings, run))
-    units = pd.concat(frames, ignore_index=True)
+        asked = questions_of(mode, tasks, pairs, wording, settings.scale)
+        for layer, own in directions.items():
+            grid = _grid(model, mode, layer, asked, own, settings, run)
+            if settings.equal_kl is not None:
+                grid, found = _equalised(model, grid, settings, run)
+                doses.append(found.assign(layer=layer, mode=mode))
+            units.append(_ask_grid(model, grid, settings, run))
+            if settings.texts:
+                texts.append(_write_grid(model, grid, settings, run))
+            vectors |= {f"{name}_{layer_name(layer)}_{mode}": grid.vectors[name] for name in own.tested}
     for name, vector in vectors.items():
-        if vector.direction.provenance["method"] != "random":
-            run.save_direction(name, vector)
-    response = DoseResponse.of(units, resamples=settings.resamples, seed=seed)
-    for name, table in (("steering_units", units), ("dose_response", response.curve), ("slopes", response.slopes)):
+        run.save_direction(name, vector)
+    written = pd.concat(texts, ignore_index=True) if texts else None
+    coherence = _coherence(written) if written is not None else None
+    response = DoseResponse.of(
+        pd.concat(units, ignore_index=True), coherence, resamples=settings.resamples, seed=run.settings.seed
+    )
+    tables = {"steering_units": response.units, "dose_response": response.curve, "slopes": response.slopes}
+    tables |= {"steered_texts": written} if written is not None else {}
+    tables |= {"equal_kl": pd.concat(doses, ignore_index=True)} if doses else {}
+    for name, table in tables.items():
         run.save_table(name, table)
     return response, vectors
 
@@ -143,24 +203,6 @@ def split_tasks(tasks: Sequence[Task], share: float, seed: int) -> tuple[list[Ta
     return train, test
 
 
-def made_directions(store: ActivationStore, labels: pd.DataFrame, layer: int, settings: SteerSettings) -> dict[str, Direction]:
-    """Directions from the labels of some tasks, by the methods of the settings."""
-    make = {"difference_of_means": preference_direction, "ridge_probe": probe_direction}
-    return {method: make[method](store, labels, layer, settings.position) for method in settings.methods}
-
-
-def _vector_name(direction: str, layer: int, mode: Mode) -> str:
-    return f"{direction}_{layer_name(layer)}_{mode}"
-
-
-def _questions(
-    mode: Mode, test: Sequence[Task], pairs: Sequence[tuple[str, str]], wording: str, settings: SteerSettings
-) -> list[Question]:
-    if mode == "rating":
-        return rating.questions(test, scale=settings.scale)
-    return choice.questions(test, pairs, wording=wording)
-
-
 def reference_norm_of(
     model: LocalModel, layer: int, asked: Sequence[Question], positions: Sequence[str], run: RunDirectory
 ) -> dict[str, Any]:
@@ -169,85 +211,77 @@ def reference_norm_of(
     return run.remembered("reference_norms", key, lambda: model.reference_norm(layer, asked, positions))
 
 
-def _intervention(vector: SteeringVector, mode: Mode, dose: float) -> Intervention:
-    if mode == "choice":
-        return Intervention.apart(vector, dose, toward=_SPANS[0], away_from=_SPANS[1])
-    return Intervention((Push(vector, "all"),), dose)
-
-
-def _ask_grid(
+def _grid(
     model: LocalModel,
     mode: Mode,
     layer: int,
     asked: Sequence[Question],
-    vectors: Mapping[str, SteeringVector],
+    directions: Directions,
     settings: SteerSettings,
     run: RunDirectory,
-) -> pd.DataFrame:
-    conditions = [(name, dose) for name in vectors for dose in settings.doses]
-    views = [model.steered(_intervention(vectors[name], mode, dose)) for name, dose in conditions]
-    answers = ask_views(asked, views, run.log, description=f"steered {mode} {layer_name(layer)}")
-    if mode == "rating":
-        tables = [rating.ratings(asked, each) for each in answers]
-        frames = _rating_units(conditions, tables, settings.scale)
-    else:
-        tables = [choice.comparisons(asked, each) for each in answers]
-        frames = _choice_units(conditions, tables, mirrored=mode == "choice")
-    units = pd.concat(frames, ignore_index=True)
-    random = [name for name, vector in vectors.items() if vector.direction.provenance["method"] == "random"]
-    return units.assign(is_random=units["direction"].isin(random), layer=layer, mode=mode)
-
-
-def _choice_units(
-    conditions: Sequence[tuple[str, float]], tables: Sequence[pd.DataFrame], mirrored: bool
-) -> list[pd.DataFrame]:
-    """One row per pair: the log-odds for its first task X, averaged over both orders, as X is pushed up by the dose.
-
-    Questions alternate X first, X second. A view pushes the task shown first by +dose; where X is shown second, pushing X
-    up is the view of the opposite dose (`mirrored`). Pushes on all tokens are the same in both orders.
-    """
-    by_condition = dict(zip(conditions, tables, strict=True))
-    frames = []
-    for (name, dose), table in by_condition.items():
-        opposite = by_condition[name, -dose if mirrored else dose]
-        zero = by_condition[name, 0.0]
-        shown_first, shown_second = table.iloc[0::2].reset_index(drop=True), opposite.iloc[1::2].reset_index(drop=True)
-        before = (zero["logit"].to_numpy()[0::2] - zero["logit"].to_numpy()[1::2]) / 2
-        after = (shown_first["logit"].to_numpy() - shown_second["logit"].to_numpy()) / 2
-        chosen = (special.expit(shown_first["logit"].to_numpy()) + special.expit(-shown_second["logit"].to_numpy())) / 2
-        on_format = [(frame["outcome"] == "chose").to_numpy(dtype=float) for frame in (shown_first, shown_second)]
-        frames.append(
-            pd.DataFrame(
-                {
-                    "direction": name,
-                    "dose": dose,
-                    "unit": shown_first["first"] + " / " + shown_first["second"],
-                    "shift": after - before,
-                    "probability": chosen,
-                    "mass": (shown_first["mass"] + shown_second["mass"]) / 2,
-                    "on_format": (on_format[0] + on_format[1]) / 2,
-                }
-            )
-        )
-    return frames
-
-
-def _rating_units(conditions: Sequence[tuple[str, float]], tables: Sequence[pd.DataFrame], scale: str) -> list[pd.DataFrame]:
-    """One row per task: the change of its rating, as a share of the scale's length."""
-    values = template("rating", scale).scale.values()
-    length = max(values) - min(values)
-    by_condition = dict(zip(conditions, tables, strict=True))
-    return [
-        pd.DataFrame(
-            {
-                "direction": name,
-                "dose": dose,
-                "unit": table["task_id"],
-                "shift": (table["mean"] - by_condition[name, 0.0]["mean"]) / length,
-                "probability": np.nan,
-                "mass": table["mass"],
-                "on_format": (table["outcome"] == "chose").astype(float),
-            }
-        )
-        for (name, dose), table in by_condition.items()
+) -> _Grid:
+    random = random_directions(model.identity, model.d_model, layer, settings.n_random, run.settings.seed)
+    shuffled = {} if mode == "choice_both_alike" else directions.shuffled  # which is a control itself
+    named = [(name, direction, False, "") for name, direction in directions.tested.items()]
+    named += [(f"random_{number + 1}", each, True, "") for number, each in enumerate(random)]
+    named += [
+        (f"shuffled_{method}_{number + 1}", each, False, method)
+        for method, several in shuffled.items()
+        for number, each in enumerate(several)
     ]
+    norm = reference_norm_of(model, layer, asked, positions_of(mode), run)
+    vectors = {name: direction.scaled(**norm) for name, direction, _, _ in named}
+    controls = pd.DataFrame(
+        [(name, is_random, of) for name, _, is_random, of in named], columns=["direction", "is_random", "shuffled"]
+    )
+    return _Grid(mode, layer, asked, vectors, controls, dict.fromkeys(vectors, 1.0))
+
+
+def _equalised(model: LocalModel, grid: _Grid, settings: SteerSettings, run: RunDirectory) -> tuple[_Grid, pd.DataFrame]:
+    """The same grid with the doses of every direction scaled to the same divergence, and what that took."""
+    asked = free_questions(grid.asked, settings.texts or 8, settings.text_tokens, run.settings.seed)
+    largest = max(settings.doses)
+    found = equal_kl_doses(
+        model,
+        {name: partial(grid.view, model, name) for name in grid.vectors},
+        asked,
+        own_texts(model, asked, run),
+        settings.equal_kl or 0.0,
+        largest,
+        run,
+    )
+    factors = dict(zip(found["direction"], found["dose"] / largest, strict=True))
+    return replace(grid, factors=factors), found.merge(grid.controls, on="direction")
+
+
+def _ask_grid(model: LocalModel, grid: _Grid, settings: SteerSettings, run: RunDirectory) -> pd.DataFrame:
+    conditions = [(name, dose) for name in grid.vectors for dose in settings.doses]
+    views = [grid.view(model, *condition) for condition in conditions]
+    answers = ask_views(grid.asked, views, run.log, description=f"steered {grid.mode} {layer_name(grid.layer)}")
+    units = units_of(grid.mode, grid.asked, dict(zip(conditions, answers, strict=True)), settings.scale)
+    if settings.equal_kl is not None:
+        units["dose"] /= max(settings.doses)
+    return units.merge(grid.controls, on="direction", sort=False).assign(layer=grid.layer, mode=grid.mode)
+
+
+def _write_grid(model: LocalModel, grid: _Grid, settings: SteerSettings, run: RunDirectory) -> pd.DataFrame:
+    """Texts of the directions under test, and of a few random ones."""
+    is_random = grid.controls["is_random"]
+    tested = grid.controls.loc[~is_random & (grid.controls["shuffled"] == ""), "direction"].tolist()
+    writing = tested + grid.controls.loc[is_random, "direction"].tolist()[:_CONTROLS_THAT_WRITE]
+    asked = free_questions(grid.asked, settings.texts, settings.text_tokens, run.settings.seed)
+    views = {(name, dose): grid.view(model, name, dose) for name in writing for dose in settings.doses}
+    texts = texts_of(model, asked, views, run, f"steered texts, {grid.mode} {layer_name(grid.layer)}")
+    if settings.equal_kl is not None:
+        texts["dose"] /= max(settings.doses)
+    return texts.assign(layer=grid.layer, mode=grid.mode)
+
+
+def _coherence(texts: pd.DataFrame) -> pd.DataFrame:
+    """How texts read, condition by condition."""
+    tables = []
+    for condition in dict.fromkeys(zip(texts["layer"], texts["mode"], strict=True)):
+        layer, mode = condition
+        part = texts[(texts["layer"] == layer) & (texts["mode"] == mode)]
+        tables.append(coherence_table(part).assign(layer=layer, mode=mode))
+    return pd.concat(tables, ignore_index=True)

@@ -341,7 +341,7 @@ class LocalModel:
         return found
 
     def log_likelihoods(self, questions: Sequence[Question], completions: Sequence[str]) -> list[Float[np.ndarray, " tokens"]]:
-        """Log-probability, in nats, of every token of a completion, given the question and what is before; none of an empty one.
+        """Log-probability of every token of a completion, in nats, given the question and what is before; none if it is empty.
 
         How a text would surprise this model, whoever wrote it: a steered view, for one.
         """

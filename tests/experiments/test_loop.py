@@ -9,10 +9,10 @@ from elicit import builtin_tasks, sample_tasks
 from experiments import demo, steer_then_measure
 from experiments.commands.preflight import preflight
 from experiments.demo import DemoSettings
-from experiments.findings import steering_findings
 from experiments.loop import cache_activations
 from experiments.measuring import ElicitSettings
 from experiments.run_directory import RunDirectory
+from experiments.steer_findings import steering_findings
 from experiments.steering import SteerSettings, split_tasks
 from store import MeasurementLog
 from tests.conftest import tiny
