@@ -41,11 +41,20 @@ def planting_table(comparisons: Mapping[str, pd.DataFrame], truth: pd.Series, un
                 row |= _row("slope", dyadic_estimate(_slope(difference, content), *ends))
                 right = (np.sign(content[varied]) == np.sign(difference[varied])).astype(float)
                 one, other = (end.iloc[varied] for end in ends)
-                row |= _row("right", dyadic_estimate(lambda at, right=right: right[at].mean(axis=-1), one, other, (0, 1)))
+                row |= _row("right", _share(right, (one, other)))
             row |= _row("swapped", _correlation(content + position, content - position, ends))
             row |= _row("position", dyadic_estimate(lambda at, position=position: position[at].mean(axis=-1), *ends))
             rows.append(row | {"content_sd": float(content.std(ddof=1))})
     return pd.DataFrame(rows)
+
+
+def _share(right: np.ndarray, ends: Sequence[pd.Series]) -> Estimate:
+    """Share of pairs; where all are alike, with the exact interval for as many as have no task in common."""
+    if 0 < right.sum() < len(right):
+        return dyadic_estimate(lambda at: right[at].mean(axis=-1), ends[0], ends[1], (0, 1))
+    disjoint = max(1, pd.concat(list(ends)).nunique() // 2)
+    exact = rate_of([bool(right[0])] * disjoint)
+    return Estimate(float(right.mean()), exact.low, exact.high, exact.se, len(right))
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> Callable[[np.ndarray], float]:

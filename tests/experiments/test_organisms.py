@@ -139,3 +139,11 @@ def test_the_whole_experiment_runs_and_its_rerun_asks_nothing(tmp_path):
     first, again = run(settings), run(settings)
     assert first.summary["gaps"] == again.summary["gaps"] and (tmp_path / "tables/planting.csv").exists()
     assert "too few for a claim" in " ".join(first.screen.split())
+
+
+def test_a_share_of_all_pairs_still_has_an_interval():
+    truth = pd.Series(np.linspace(-2, 2, 20), index=[f"t{number}" for number in range(20)])
+    row = planting_table({"x": answers(truth / 2)}, truth, []).iloc[0]
+    # As if 10 pairs that share no task had all come out right.
+    assert row["right"] == 1 and row["right_high"] == 1 and row["right_low"] == pytest.approx(0.025 ** (1 / 10))
+    assert row["slope"] == pytest.approx(0.5)
