@@ -3,6 +3,7 @@
 from elicit.balance import sample_templates
 from elicit.context import Context
 from elicit.designs import all_pairs, disjoint_pairs, hold_out, regular_pairs
+from elicit.endpoint import Endpoint
 from elicit.estimators import BradleyTerry, LeastSquares, Thurstone, ThurstoneSigmas
 from elicit.follow_up import follow_up, reasoned, thought_first
 from elicit.hub import load_hub_tasks
@@ -32,6 +33,7 @@ from elicit.utilities import Utilities
 __all__ = [
     "BradleyTerry",
     "Context",
+    "Endpoint",
     "LeastSquares",
     "PositionBias",
     "Respondent",

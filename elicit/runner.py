@@ -124,7 +124,7 @@ def _by_respondent(keys: Sequence[str], missing: dict[str, tuple[Respondent, Que
 def _read(question: Question, answer: Answer) -> Answer:
     """What an answer implies for this question: derived anew on every read, so that the log holds only what was said."""
     if answer.log_probs:
-        return Answer.exact(question, answer.raw_log_probs)
+        return Answer.exact(question, answer.raw_log_probs, answer.bounds, answer.spread)
     if answer.text is None or answer.error is not None:
         return answer
     # The end of the prefill is part of what was said: "I would rather do Task" makes an answer of "B rather than".

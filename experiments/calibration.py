@@ -203,8 +203,14 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
 
     made = np.array(spread_out(claim, [(number,) for number in range(settings.n_nulls)], settings.n_jobs, "false positives"))
     return pd.DataFrame(
-        [{"claim": name} | _row(Estimate.of_mean(made[:, column]), "rate") for column, name in enumerate(claims)]
+        [{"claim": name} | _row(_rate(made[:, column]), "rate") for column, name in enumerate(claims)]
     )
+
+
+def _rate(made: Float[np.ndarray, " nulls"]) -> Estimate:
+    """How often a claim is made; some are made or not of every null, others of a share of its tasks."""
+    once = np.isin(made, (0, 1)).all()
+    return Estimate.of_share(made.astype(bool)) if once else Estimate.of_mean(made)
 
 
 def _without(answers: pd.DataFrame, random: np.random.Generator, null: Null) -> pd.DataFrame:

@@ -60,6 +60,11 @@ def dry_run(module: ModuleType, settings: RunSettings) -> Plan:
     """Go through an experiment without asking the model anything; the run directory stays as it is."""
     if not isinstance(settings, Settings):
         raise ValueError("This experiment asks no model anything, so there is nothing to plan; run it.")
+    if settings.respondent.base_url is not None:
+        raise ValueError(
+            "--dry-run plans for models on this machine. What a server may be asked is limited by "
+            "--respondent.budget-tokens or --respondent.budget-usd; a run that reaches its budget goes on where it stopped."
+        )
     tally, unfinished = Tally(), ""
     models: list[RehearsedModel] = []
     with tempfile.TemporaryDirectory() as scratch:

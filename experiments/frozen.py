@@ -120,10 +120,10 @@ class FrozenTable:
 def freeze(settings: FreezeSettings) -> FrozenTable:
     """Ask every pair, or find it in the log, and write the table."""
     setup = Setup.of(settings, settings.load_tasks())
+    model = setup.model
     asked = choice.questions(setup.tasks, all_pairs([task.id for task in setup.tasks]), wording=settings.wording)
     comparisons = choice.comparisons(asked, setup.ask(asked, "all pairs"))
     comparisons = comparisons.sort_values(["first", "second"], ignore_index=True)
-    model = setup.model
     defaults = FreezeSettings()
     changed = {
         name: value for name, value in settings if value != getattr(defaults, name) and name not in ("out", "table", "device")

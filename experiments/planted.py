@@ -53,7 +53,7 @@ def _share(right: np.ndarray, ends: Sequence[pd.Series]) -> Estimate:
     if 0 < right.sum() < len(right):
         return dyadic_estimate(lambda at: right[at].mean(axis=-1), ends[0], ends[1], (0, 1))
     disjoint = max(1, pd.concat(list(ends)).nunique() // 2)
-    exact = rate_of([bool(right[0])] * disjoint)
+    exact = Estimate.of_share([bool(right[0])] * disjoint)
     return Estimate(float(right.mean()), exact.low, exact.high, exact.se, len(right))
 
 
@@ -130,13 +130,7 @@ def chance_of_a_claim(slopes: pd.DataFrame, controls: int) -> Estimate:
     for number, slope in enumerate(random):
         others = np.abs(np.delete(random, number))[:controls]
         claims.append((1 + (others >= abs(slope)).sum()) / (1 + len(others)) <= 0.05)
-    return rate_of(claims)
-
-
-def rate_of(claims: Sequence[bool]) -> Estimate:
-    """How often a claim was made, with the exact (Clopper-Pearson) interval of a share of independent cases."""
-    low, high = stats.binomtest(int(sum(claims)), len(claims)).proportion_ci(method="exact")
-    return Estimate(float(np.mean(claims)), float(low), float(high), (high - low) / (2 * 1.96), len(claims))
+    return Estimate.of_share(claims)
 
 
 def slope_gaps(organism: pd.DataFrame, untouched: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ import pandas as pd
 from elicit import LeastSquares, regular_pairs
 from experiments.findings import beats_baselines
 from experiments.frozen import FrozenTable
-from experiments.planted import is_used, rate_of, slope_gaps
+from experiments.planted import is_used, slope_gaps
 from interp import ProbeSweep
 from store import Estimate
 
@@ -58,7 +58,7 @@ def probe_claims(labels: pd.DataFrame, probes: Probes) -> pd.DataFrame:
         sweep = probes(labels[labels["target"].isin(some)], seed=start)
         best += [sweep.best(target) for target in some]
     claims = {KNOWN: [each["p_best"] <= 0.05 for each in best], BEATS: [beats_baselines(each) for each in best]}
-    return pd.DataFrame([rate_row(claim, rate_of(made)) for claim, made in claims.items()])
+    return pd.DataFrame([rate_row(claim, Estimate.of_share(made)) for claim, made in claims.items()])
 
 
 def chance_of_use(organism: pd.DataFrame, untouched: pd.DataFrame, controls: int) -> Estimate:
@@ -75,7 +75,7 @@ def chance_of_use(organism: pd.DataFrame, untouched: pd.DataFrame, controls: int
             both = (_as_tested(slopes, tested, others) for slopes in (part, untouched))
             gaps = slope_gaps(*both)
             claims += [is_used(row) for _, row in gaps[~gaps["is_random"]].iterrows()]
-    return rate_of(claims)
+    return Estimate.of_share(claims)
 
 
 def _as_tested(slopes: pd.DataFrame, tested: str, others: Sequence[str]) -> pd.DataFrame:

@@ -242,7 +242,7 @@ def planting_finding(planting: pd.DataFrame, organism: Organism, settings: Plant
         wording = str(row["condition"]).rsplit(", ", 1)[1]
         new = "" if wording in organism.wordings or UNTOUCHED in row["condition"] else " (a wording not trained on)"
         words = f"{row['condition']}{new}, {row['topics']} topics: orders correlate at {_scored(row, 'swapped')}"
-        if row.get("pearson") == row.get("pearson"):
+        if pd.notna(row.get("pearson")):
             words += (
                 f", {_percent(row, 'right')} of choices go as planted (r = {_scored(row, 'pearson')}, "
                 f"{_scored(row, 'slope')} of what was planted)"

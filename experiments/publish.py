@@ -9,7 +9,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from elicit import ask
+from elicit import Endpoint, ask
 from experiments.findings import Finding
 from experiments.report import Report, Table
 from experiments.run_directory import RunDirectory
@@ -66,7 +66,7 @@ class Source:
     @classmethod
     def of(cls, setup: Setup, question: Question) -> "Source":
         """The model of a set-up, with one of the questions that it was asked."""
-        model = setup.model
+        model = setup.respondent
         n_origins = len({task.origin for task in setup.tasks})
         name = f"{model.identity.name} ({model.dtype} on {model.device})"
         under = "".join(f" under [{each}]" for each in model.interventions)
@@ -79,7 +79,7 @@ class Source:
                 "interventions": [each.describe() for each in model.interventions],
             },
             len(setup.run.log),
-            model.render(question).text,
+            model.shown(question) if isinstance(model, Endpoint) else model.render(question).text,
             _describe_answer(ask([question], model, setup.run.log)[0]),
         )
 

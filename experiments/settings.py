@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from elicit import Task, TaskError, builtin_tasks, load_hub_tasks, load_tasks, read_ids, sample_tasks, select_tasks
+from elicit import Endpoint, Task, TaskError, builtin_tasks, load_hub_tasks, load_tasks, read_ids, sample_tasks, select_tasks
+from elicit.endpoint_server import Server
 from elicit.hub import PREFIX, PRESETS
 from experiments.shipped import model_source
 from interp import LocalModel, load_intervention
@@ -66,6 +67,53 @@ class RunSettings(BaseModel):
         return cls(**cls.QUICK)
 
 
+class RespondentSettings(BaseModel):
+    """A model behind an OpenAI-compatible server, asked instead of one on this machine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    base_url: str | None = Field(
+        default=None,
+        description="Address of a server, such as http://127.0.0.1:8000/v1; without one, the model is loaded here.",
+    )
+    model: str | None = Field(default=None, description="Name under which the server knows the model.")
+    api_key_env: str | None = Field(
+        default=None, description="Environment variable that holds the key; the key itself is kept nowhere."
+    )
+    provider: str | None = Field(default=None, description="Who is to serve the model, where a host has several (OpenRouter).")
+    concurrency: int = Field(default=8, ge=1, description="Requests under way at a time.")
+    repeats: int = Field(
+        default=1, ge=1, description="Calls for each exact answer, averaged: for servers that are not deterministic."
+    )
+    top_logprobs: int = Field(default=20, ge=1, description="How many of the likeliest tokens to ask for.")
+    budget_tokens: int | None = Field(default=None, ge=1, description="The most tokens that this run may read and write.")
+    budget_usd: float | None = Field(default=None, gt=0, description="The most that this run may cost, at price_per_million.")
+    price_per_million: tuple[float, float] | None = Field(
+        default=None, description="US dollars for a million tokens read and written."
+    )
+
+    @field_validator("base_url")
+    @classmethod
+    def _without_credentials(cls, base_url: str | None) -> str | None:
+        if base_url is not None:
+            Server(base_url, "any")
+        return base_url
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if (self.base_url is None) != (self.model is None):
+            raise ValueError("base_url and model belong together; expected --respondent.base-url URL --respondent.model NAME")
+        if self.budget_usd is not None and self.price_per_million is None:
+            raise ValueError("budget_usd needs to know what tokens cost; expected --respondent.price-per-million READ WRITTEN")
+        return self
+
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint that these settings name, if they name one."""
+        if self.base_url is None or self.model is None:
+            return None
+        return Endpoint(self.base_url, self.model, **self.model_dump(exclude={"base_url", "model"}))
+
+
 class Settings(RunSettings):
     """What all experiments that ask a model have in common."""
 
@@ -75,6 +123,7 @@ class Settings(RunSettings):
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(default="auto", description="Dtype of weights and residual stream.")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1, ...")
+    respondent: RespondentSettings = RespondentSettings()
     intervention: Path | None = Field(
         default=None, description="File with an intervention, or a steering vector; every model is asked under it."
     )
@@ -97,10 +146,27 @@ class Settings(RunSettings):
         ------
         FileNotFoundError, ValueError
             The intervention cannot be read, or does not fit the model.
+        ConfigError
+            A server is to be asked, and what needs the model needs it here.
         """
+        if self.respondent.base_url is not None:
+            raise ConfigError(needs_weights(self))
         intervention = load_intervention(self.intervention, self.dose) if self.intervention else None  # before what takes long
         model = LocalModel.load(model_source(self.model), dtype=self.dtype, device=self.device)
         return model.steered(intervention) if intervention else model
+
+    def load_respondent(self) -> LocalModel | Endpoint:
+        """What these settings say is to be asked: a model loaded here, or one behind a server.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            See `load_model`; or an intervention on a model behind a server.
+        """
+        endpoint = self.respondent.endpoint()
+        if endpoint and self.intervention:
+            raise ConfigError(needs_weights(self, "An intervention"))
+        return endpoint or self.load_model()
 
     @field_validator("dose")
     @classmethod
@@ -143,6 +209,15 @@ class Settings(RunSettings):
         return select_tasks(list(found.values()), include, exclude)
 
 
+def needs_weights(settings: Settings, what: str = "") -> str:
+    """Why a model behind a server does not do."""
+    name = what or type(settings).__module__.rpartition(".")[2]
+    return (
+        f"{name} needs the model's weights, to read its activations or to steer it; a server ({settings.respondent.base_url}) "
+        "can only be asked. Leave out --respondent, and give --model a checkpoint."
+    )
+
+
 def _read_source(source: str, builtin: Callable[[], list[Task]]) -> list[Task]:
     if source == "builtin":
         return builtin()
@@ -158,6 +233,8 @@ def _explain(problem: Any, settings: type[BaseModel], where: str) -> str:
         near = difflib.get_close_matches(key, valid, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {valid}."
         return f"Unknown key {key!r} in {where}: {hint}"
+    if key.startswith("respondent"):  # an address may hold what should not be shown
+        return f"{key} in {where}: {problem['msg']}."
     return f"{key} in {where} is {problem['input']!r}: {problem['msg']}."
 
 

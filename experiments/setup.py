@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from elicit import Task, ask
+from elicit import Endpoint, Task, ask
 from experiments.run_directory import RunDirectory
-from experiments.settings import Settings
+from experiments.settings import ConfigError, Settings, needs_weights
 from interp import LocalModel
 from store import Answer, Question
 
@@ -17,16 +17,29 @@ class Setup:
 
     settings: Settings
     run: RunDirectory
-    model: LocalModel
+    respondent: LocalModel | Endpoint
     tasks: Sequence[Task]
 
     @classmethod
     def of(cls, settings: Settings, tasks: Sequence[Task]) -> Self:
-        """Open the run directory and load the model.
+        """Open the run directory and load the model, or name the server that is asked.
 
         Tasks are loaded by the caller, before: a wrong task file is then an error within a second.
         """
-        return cls(settings, RunDirectory(settings), settings.load_model(), tasks)
+        return cls(settings, RunDirectory(settings), settings.load_respondent(), tasks)
+
+    @property
+    def model(self) -> LocalModel:
+        """The model, for what needs more than its answers.
+
+        Raises
+        ------
+        ConfigError
+            It is behind a server.
+        """
+        if isinstance(self.respondent, Endpoint):
+            raise ConfigError(needs_weights(self.settings))
+        return self.respondent
 
     @property
     def origins(self) -> Mapping[str, str]:
@@ -42,4 +55,4 @@ class Setup:
 
     def ask(self, questions: Sequence[Question], description: str) -> list[Answer]:
         """Answers of the model, from the run's log where it knows them."""
-        return ask(questions, self.model, self.run.log, description=description)
+        return ask(questions, self.respondent, self.run.log, description=description)

@@ -1,7 +1,7 @@
 """The model and its inside: asking it exactly, reading its residual stream, and pushing on it."""
 
 from interp.capture import capture
-from interp.controls import anisotropic_directions, random_directions, shuffled_directions
+from interp.controls import anisotropic_directions, flipped_directions, random_directions, shuffled_directions
 from interp.cross_probe import CrossProbe, View, cross_probe
 from interp.directions import (
     difference_of_means,
@@ -37,6 +37,7 @@ __all__ = [
     "cross_probe",
     "difference_of_means",
     "fit_probe",
+    "flipped_directions",
     "load_intervention",
     "paired_difference",
     "preference_direction",

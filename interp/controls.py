@@ -1,4 +1,4 @@
-"""Controls for directions: random ones, ones drawn where activations vary, and ones made alike from shuffled labels."""
+"""Controls for directions: random ones, ones drawn where activations vary, ones made alike from shuffled labels or signs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -8,7 +8,14 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Int
 
-from interp.directions import centred_rows, extremes, only_target, preference_direction, probe_direction
+from interp.directions import (
+    centred_rows,
+    extremes,
+    only_target,
+    paired_difference,
+    preference_direction,
+    probe_direction,
+)
 from interp.probe import task_rows
 from interp.probe_block import varying
 from store.activations import ActivationStore
@@ -110,6 +117,48 @@ def shuffled_directions(
             {**each.provenance, "method": f"shuffled {each.provenance.get('method')}", "seed": seed, "number": number},
         )
         for number, each in enumerate(made)
+    ]
+
+
+def flipped_directions(
+    above: ActivationStore,
+    below: ActivationStore,
+    layer: int,
+    position: str,
+    n: int,
+    tasks: Sequence[str] | None = None,
+    seed: int = 0,
+) -> list[Direction]:
+    """Controls for a `paired_difference`: made of the same differences, half of them, drawn at random, with the sign flipped.
+
+    What the conditions differ in alike for all tasks cancels, and what the making alone can do is left. Signs drawn one by one
+    would leave some of it: where the differences agree, such a control is nearly the direction itself. (Of an odd number of
+    tasks, one is left over.) The k-th draw depends on the seed, k and the number of tasks alone; all are one product of
+    matrices.
+
+    Parameters
+    ----------
+    above, below, tasks
+        As in `paired_difference`.
+
+    Raises
+    ------
+    ValueError
+        `paired_difference` refuses the stores, or there is a single task, whose flipped difference is the same direction.
+    """
+    known = paired_difference(above, below, layer, position, tasks).provenance
+    ids: list[str] = known["tasks"]
+    if len(ids) < 2:
+        raise ValueError(f"Flipped differences of {len(ids)} task; expected at least 2.")
+    differences = np.subtract(*(task_rows(store, layer, position, ids).astype(np.float64) for store in (above, below)))
+    alternating = np.where(np.arange(len(ids)) % 2, -1.0, 1.0)
+    signs = [np.random.default_rng([seed, number]).permutation(alternating) for number in range(n)]
+    kept = {name: known[name] for name in ("position", "n", "tasks", "above", "below")}
+    return [
+        Direction.from_vector(
+            vector, layer, above.header.model, method="flipped paired_difference", seed=seed, number=number, **kept
+        )
+        for number, vector in enumerate(np.reshape(signs, (n, len(ids))) @ differences / len(ids))
     ]
 
 

@@ -193,7 +193,8 @@ class _CountingEngine(Engine):
         self._tally.remember(
             ACTIVATIONS, work, lambda: self._real.capture(sample, rows, layers, lambda _number, _residuals: None)
         )
-        random, width = np.random.default_rng(0), self.backend.config.hidden_size
+        # Other rows every time, as in a real run: two conditions of the same tasks are not the same.
+        random, width = np.random.default_rng(count.questions), self.backend.config.hidden_size
         for number, rows_wanted in enumerate(selections):
             done(number, random.normal(size=(len(rows_wanted), len(layers), width)).astype(np.float32))
 

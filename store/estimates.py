@@ -68,6 +68,13 @@ class Estimate:
         margin = float(stats.t.ppf(0.975, n - 1)) * se
         return cls(value, value - margin, value + margin, se, n)
 
+    @classmethod
+    def of_share(cls, cases: Sequence[bool]) -> Self:
+        """Share of independent cases, with the exact interval (Clopper-Pearson), which is right for few and rare ones too."""
+        n, value = len(cases), float(np.mean(cases))
+        low, high = stats.binomtest(int(np.sum(cases)), n).proportion_ci(method="exact")
+        return cls(value, float(low), float(high), math.sqrt(value * (1 - value) / n), n)
+
     def differs_from(self, null: float = 0.0) -> bool:
         """Whether the interval leaves out `null`."""
         return not (math.isnan(self.low) or self.low <= null <= self.high)

@@ -17,7 +17,8 @@ import pandas as pd
 from store.provenance import digest
 from store.records import REFUSAL, Answer, Outcome, Question
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Version 1 had no `bounds` and no `spread`; it is brought up to date when it is opened."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -31,9 +32,13 @@ CREATE TABLE IF NOT EXISTS answers (
     text       TEXT,
     truncated  INTEGER NOT NULL,
     error      TEXT,
-    asked_at   TEXT NOT NULL
+    asked_at   TEXT NOT NULL,
+    bounds     TEXT,
+    spread     TEXT
 )
 """
+_ANSWER_COLUMNS = "outcome, log_probs, choice, text, truncated, error, bounds, spread"
+_JSON_COLUMNS = ("log_probs", "bounds", "spread")
 _KEYS_PER_QUERY = 500
 
 
@@ -64,10 +69,20 @@ def answer_key(respondent_fingerprint: str, prompt_digest: str, question: Questi
 
 
 def _answer(
-    outcome: str, log_probs: str | None, choice: str | None, text: str | None, truncated: int, error: str | None = None
+    outcome: str,
+    log_probs: str | None,
+    choice: str | None,
+    text: str | None,
+    truncated: int,
+    error: str | None,
+    bounds: str | None,
+    spread: str | None,
 ) -> Answer:
-    raw = json.loads(log_probs) if log_probs else {}
-    return Answer(Outcome(outcome), raw, choice, text, bool(truncated), error, raw.pop(REFUSAL, None))
+    """An answer from its `_ANSWER_COLUMNS`."""
+    raw, most, deviations = (json.loads(values) if values else {} for values in (log_probs, bounds, spread))
+    return Answer(
+        Outcome(outcome), raw, choice, text, bool(truncated), error, raw.pop(REFUSAL, None), bounds=most, spread=deviations
+    )
 
 
 class MeasurementLog:
@@ -89,14 +104,13 @@ class MeasurementLog:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             (version,) = self._connection.execute("PRAGMA user_version").fetchone()
-            if version not in (0, SCHEMA_VERSION):
+            if version not in (0, 1, SCHEMA_VERSION):
                 raise ValueError(
                     f"{path} is a measurement log of version {version}; this penchant reads version {SCHEMA_VERSION}. "
                     "Use the penchant that wrote it, or start another log."
                 )
-            self._connection.execute(_SCHEMA)
-            self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
-            self._connection.commit()
+            if version != SCHEMA_VERSION:
+                self._bring_up_to_date()
         except sqlite3.DatabaseError as error:
             raise ValueError(
                 f"{path} cannot be used as a measurement log ({error}). Expected an SQLite file written by penchant, "
@@ -116,12 +130,23 @@ class MeasurementLog:
         """Flush and close the file."""
         self._connection.close()
 
+    def _bring_up_to_date(self) -> None:
+        """Create the table, or add the columns that version 1 did not have."""
+        with self._connection:
+            self._connection.execute("BEGIN IMMEDIATE")  # another process may be at it
+            (version,) = self._connection.execute("PRAGMA user_version").fetchone()
+            self._connection.execute(_SCHEMA)
+            if version == 1:
+                for column in ("bounds", "spread"):
+                    self._connection.execute(f"ALTER TABLE answers ADD COLUMN {column} TEXT")
+            self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+
     def put(self, entries: Iterable[Entry]) -> None:
         """Write entries in one transaction; an entry with a known key replaces the old one."""
         asked_at = datetime.now(UTC).isoformat(timespec="seconds")
         with self._connection:
             self._connection.executemany(
-                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
                 (
                     (
                         entry.key,
@@ -135,6 +160,8 @@ class MeasurementLog:
                         entry.answer.truncated,
                         entry.answer.error,
                         asked_at,
+                        json.dumps(dict(entry.answer.bounds)) if entry.answer.bounds else None,
+                        json.dumps(dict(entry.answer.spread)) if entry.answer.spread else None,
                     )
                     for entry in entries
                 ),
@@ -148,12 +175,11 @@ class MeasurementLog:
             chunk = unique[start : start + _KEYS_PER_QUERY]
             marks = ",".join("?" * len(chunk))
             rows = self._connection.execute(
-                f"SELECT key, outcome, log_probs, choice, text, truncated FROM answers "
-                f"WHERE key IN ({marks}) AND outcome != 'error'",
+                f"SELECT key, {_ANSWER_COLUMNS} FROM answers WHERE key IN ({marks}) AND outcome != 'error'",
                 chunk,
             )
-            for key, outcome, log_probs, choice, text, truncated in rows:
-                found[key] = _answer(outcome, log_probs, choice, text, truncated)
+            for key, *columns in rows:
+                found[key] = _answer(*columns)
         return found
 
     def questions(self, keys: Sequence[str]) -> dict[str, Question]:
@@ -174,15 +200,13 @@ class MeasurementLog:
             None does, or several do.
         """
         rows = self._connection.execute(
-            "SELECT key, respondent, question, outcome, log_probs, choice, text, truncated, error FROM answers "
-            "WHERE key BETWEEN ? AND ? LIMIT 2",
+            f"SELECT key, respondent, question, {_ANSWER_COLUMNS} FROM answers WHERE key BETWEEN ? AND ? LIMIT 2",
             (prefix, prefix + "~"),
         ).fetchall()
         if len(rows) != 1:
             raise KeyError(f"{'Several keys' if rows else 'No key'} in {self.path} begin with {prefix!r}; expected one.")
-        key, respondent, question, outcome, log_probs, choice, text, truncated, error = rows[0]
-        answer = _answer(outcome, log_probs, choice, text, truncated, error)
-        return Entry(key, respondent, Question.from_dict(json.loads(question)), answer)
+        key, respondent, question, *columns = rows[0]
+        return Entry(key, respondent, Question.from_dict(json.loads(question)), _answer(*columns))
 
     def merge(self, path: str | Path) -> int:
         """Add the answers of another log; returns how many were new. Keys that are known keep their answers."""
@@ -209,12 +233,14 @@ class MeasurementLog:
     def to_frame(self) -> pd.DataFrame:
         """Return the whole log, one row per answer; what each answer measures becomes columns of its own."""
         names = ("key", "respondent", "question", "outcome", "log_probs", "mass", "choice", "text", "truncated", "error")
+        names += ("bounds", "spread")
         rows = self._connection.execute(f"SELECT {', '.join(names)}, asked_at FROM answers ORDER BY rowid")
         records: list[Mapping[str, Any]] = []
         for row in rows:
             record = dict(zip((*names, "asked_at"), row, strict=True))
             question = json.loads(record.pop("question"))
-            record["log_probs"] = json.loads(record["log_probs"]) if record["log_probs"] else None
+            for column in _JSON_COLUMNS:
+                record[column] = json.loads(record[column]) if record[column] else None
             record["truncated"] = bool(record["truncated"])
             clashes = set(question["measures"]) & set(record)
             record |= {(f"measures.{k}" if k in clashes else k): v for k, v in question["measures"].items()}
@@ -224,6 +250,6 @@ class MeasurementLog:
     def export(self, path: str | Path) -> None:
         """Write `to_frame()` to a Parquet file."""
         frame = self.to_frame()
-        if "log_probs" in frame:
-            frame["log_probs"] = frame["log_probs"].map(lambda value: None if value is None else json.dumps(value))
+        for column in set(_JSON_COLUMNS) & set(frame):
+            frame[column] = frame[column].map(lambda value: None if value is None else json.dumps(value))
         frame.to_parquet(path, index=False)

@@ -14,6 +14,8 @@ END_OF_TURN = "<end of turn>"
 """Terminator that stands for whatever token ends a turn in the model at hand."""
 REFUSAL = "<refusal>"
 """Name, beside the options' labels, of what a respondent says when it picks none of them."""
+NEGLIGIBLE = 1e-3
+"""Share of the mass on the options: what may be missing of one option without changing what the answer says."""
 
 
 class Outcome(StrEnum):
@@ -184,7 +186,8 @@ class Answer:
     outcome
         `chose`, `refused`, `off_format`, `truncated` or `error`.
     log_probs
-        Raw natural-log probability of every option, not normalised over the options (exact answers).
+        Raw natural-log probability of every option, not normalised over the options (exact answers). Of an option in
+        `unlisted`, the most that it can be.
     choice
         The label that a sampled text settled on, if any. Exact answers have a distribution instead of a choice.
     text
@@ -195,6 +198,11 @@ class Answer:
         Why there is no answer.
     refusal_log_prob
         Raw natural-log probability of opening with a refusal (exact answers to questions that name refusals).
+    bounds
+        For the options of which a server that lists only its likeliest tokens did not list every form: the most that
+        their log-probability can be.
+    spread
+        Standard deviation of each option's log-probability in nats, where a server was asked several times.
     """
 
     outcome: Outcome
@@ -204,6 +212,13 @@ class Answer:
     truncated: bool = False
     error: str | None = None
     refusal_log_prob: float | None = None
+    bounds: Mapping[str, float] = field(default_factory=dict)
+    spread: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def unlisted(self) -> tuple[str, ...]:
+        """Labels of which no form was listed, so that nothing but a bound is known."""
+        return tuple(label for label, bound in self.bounds.items() if self.log_probs.get(label) == bound)
 
     @property
     def raw_log_probs(self) -> dict[str, float]:
@@ -217,10 +232,10 @@ class Answer:
 
     @property
     def mass(self) -> float | None:
-        """Raw probability that fell on the options, for exact answers."""
+        """Raw probability that is known to have fallen on the options, for exact answers."""
         if not self.log_probs:
             return None
-        return min(1.0, sum(math.exp(value) for value in self.log_probs.values()))
+        return min(1.0, sum(math.exp(value) for label, value in self.log_probs.items() if label not in self.unlisted))
 
     def distribution(self) -> dict[str, float]:
         """Probabilities given that one of the options was answered (they sum to one)."""
@@ -232,15 +247,34 @@ class Answer:
         return {label: weight / total for label, weight in weights.items()}
 
     @classmethod
-    def exact(cls, question: Question, log_probs: Mapping[str, float]) -> Self:
-        """Answer from raw log-probabilities (see `raw_log_probs`).
+    def exact(
+        cls,
+        question: Question,
+        log_probs: Mapping[str, float],
+        bounds: Mapping[str, float] | None = None,
+        spread: Mapping[str, float] | None = None,
+    ) -> Self:
+        """Answer from raw log-probabilities (see `raw_log_probs`), and from bounds where not all of them were listed.
 
         `refused` where a refusal is more probable than the options together, `chose` where their mass reaches the question's
-        minimum, else `off_format`.
+        minimum and what was not listed is negligible beside it, else `off_format`.
         """
         options = {label: value for label, value in log_probs.items() if label != REFUSAL}
-        answer = cls(Outcome.CHOSE, options, refusal_log_prob=log_probs.get(REFUSAL))
+        refusal = log_probs.get(REFUSAL)
+        answer = cls(Outcome.CHOSE, options, refusal_log_prob=refusal, bounds=bounds or {}, spread=spread or {})
         mass = answer.mass or 0.0
         if (answer.refusal_mass or 0.0) > mass:
             return replace(answer, outcome=Outcome.REFUSED)
+        if reason := answer._unsettled():
+            return replace(answer, outcome=Outcome.OFF_FORMAT, error=reason)
         return answer if mass >= question.minimum_mass else replace(answer, outcome=Outcome.OFF_FORMAT)
+
+    def _unsettled(self) -> str:
+        """What was not listed and could matter; empty where nothing is."""
+        mass, unlisted = self.mass or 0.0, self.unlisted
+        missing = {
+            label: math.exp(bound) - (0.0 if label in unlisted else math.exp(self.log_probs[label]))
+            for label, bound in self.bounds.items()
+        }
+        named = ", ".join(f"{label!r} (up to {most:.2g})" for label, most in missing.items() if most >= NEGLIGIBLE * mass)
+        return f"not listed in the top k: {named}, beside {mass:.2g} on the options" if named else ""

@@ -21,8 +21,8 @@ def test_every_experiment_is_listed_with_one_line(capsys):
     assert "penchant EXPERIMENT --config F" in capsys.readouterr().out
 
 
-STUDIES = ("calibration", "ranking_methods")
-"""Experiments that ask no model anything."""
+STUDIES = {"calibration": "--table", "compare": "--runs", "ranking_methods": "--table"}
+"""Experiments that ask no model anything, and where each takes its answers from."""
 
 
 @pytest.mark.parametrize("name", [*EXPERIMENTS, "preflight"])
@@ -32,7 +32,7 @@ def test_help_names_every_setting_and_says_what_it_does(name, capsys):
     assert stopped.value.code == 0
     out = "".join(character for character in capsys.readouterr().out if character not in "│ \n")  # however it is wrapped
     if name in STUDIES:
-        assert "--table" in out and "--configFILE" in out and "--quick" in out
+        assert STUDIES[name] in out and "--configFILE" in out and "--quick" in out
         return
     assert "--device" in out and "orHuggingFacehubid" in out
     if name != "preflight":

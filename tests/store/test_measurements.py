@@ -85,8 +85,29 @@ def test_a_log_of_a_later_version_is_refused(tmp_path):
     connection = sqlite3.connect(tmp_path / "log.sqlite")
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(ValueError, match="version 99; this penchant reads version 1"):
+    with pytest.raises(ValueError, match="version 99; this penchant reads version 2"):
         MeasurementLog(tmp_path / "log.sqlite")
+
+
+def test_a_log_of_the_first_version_is_brought_up_to_date_and_merged(tmp_path):
+    """Version 1 had neither bounds nor spread."""
+    old = tmp_path / "old.sqlite"
+    with MeasurementLog(old) as log:
+        log.put([Entry("k1", "m", QUESTION, EXACT)])
+    connection = sqlite3.connect(old)
+    for column in ("bounds", "spread"):
+        connection.execute(f"ALTER TABLE answers DROP COLUMN {column}")
+    connection.execute("PRAGMA user_version=1")
+    connection.commit()
+    connection.close()
+    bounded = replace(EXACT, bounds={"B": -1.2}, spread={"A": 0.01, "B": 0.02})
+    with MeasurementLog(tmp_path / "new.sqlite") as log:
+        log.put([Entry("k2", "m", QUESTION, bounded)])
+        assert log.merge(old) == 1
+        assert log.get(["k1", "k2"]) == {"k1": EXACT, "k2": bounded}
+        assert log.find("k2").answer == bounded and bounded.unlisted == ("B",)
+        assert log.to_frame()["bounds"].tolist() == [{"B": -1.2}, None]
+        log.export(tmp_path / "log.parquet")
 
 
 def test_others_can_read_while_one_writes(tmp_path):

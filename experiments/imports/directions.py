@@ -1,0 +1,104 @@
+"""Directions from elsewhere: GGUF control vectors of repeng and llama.cpp, and plain `.npy` vectors, which say least."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.imports.tables import ForeignFileError, file_digest
+from store import Direction, SteeringVector, import_gguf, layer_name
+from store.directions import save
+from store.layout import layer_number
+from store.provenance import ModelIdentity
+
+_WIDEST = 1_000_000
+
+
+def import_directions(
+    source: Path, out: Path, *, layer: str | None = None, model: ModelIdentity | None = None
+) -> list[tuple[Path, Direction | SteeringVector]]:
+    """Read directions, and write each as safetensors.
+
+    Parameters
+    ----------
+    out
+        A `.safetensors` file, for one; or a folder, which gets `L15.safetensors` for each layer.
+    layer
+        Of a `.npy`, where it is; of a GGUF file with several, which is wanted.
+    model
+        Whose residual stream the vectors are for. A `.npy` does not say; a GGUF file says at most a family.
+
+    Returns
+    -------
+    What was written where.
+
+    Raises
+    ------
+    ForeignFileError
+        The file is of another kind, cannot be read, or has several vectors for one file; or a `.npy` comes without layer or
+        model.
+    ValueError
+        See `store.import_gguf`.
+    """
+    if not source.is_file():
+        raise ForeignFileError(f"There is no file {source}.")
+    match source.suffix.lower():
+        case ".gguf":
+            found = import_gguf(source, model)
+        case ".npy":
+            found = [_of_npy(source, layer, model)]
+        case other:
+            raise ForeignFileError(f"{source} is a {other or 'nameless'} file; expected .gguf or .npy.")
+    if layer is not None:
+        found = _at_layer(found, layer_number(layer), source)
+    if out.suffix != ".safetensors":
+        paths = [out / f"{layer_name(_layer(each))}.safetensors" for each in found]
+    elif len(found) == 1:
+        paths = [out]
+    else:
+        raise ForeignFileError(
+            f"{source} has vectors at {', '.join(layer_name(_layer(each)) for each in found)}, and {out} is one file; name one "
+            "with --layer, or give --out a folder."
+        )
+    for path, each in zip(paths, found, strict=True):
+        save(each, path)
+    return list(zip(paths, found, strict=True))
+
+
+def _of_npy(source: Path, layer: str | None, model: ModelIdentity | None) -> Direction:
+    if layer is None or model is None:
+        missing = " and ".join(
+            name for name, value in (("--layer", layer), ("--model or --fingerprint", model)) if value is None
+        )
+        raise ForeignFileError(f"{source} says nothing of where its vector is from; give {missing} with it.")
+    try:
+        mapped = np.load(source, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # a file from elsewhere fails in any way
+        raise ForeignFileError(f"{source} cannot be read as a plain .npy: {error}") from error
+    if not isinstance(mapped, np.ndarray) or mapped.dtype.kind != "f" or mapped.squeeze().ndim != 1 or mapped.size > _WIDEST:
+        shape = f"{mapped.dtype} of shape {mapped.shape}" if isinstance(mapped, np.ndarray) else "no array"
+        raise ForeignFileError(
+            f"{source} holds {shape}; expected the floats of one vector. Of a table with a row a layer, save one: "
+            'numpy.save("L15.npy", table[15]).'
+        )
+    vector = np.array(mapped.squeeze(), dtype=np.float32)
+    if not np.isfinite(vector).all():
+        raise ForeignFileError(
+            f"{source} has {int((~np.isfinite(vector)).sum())} values that are not finite; expected numbers."
+        )
+    return Direction.from_vector(
+        vector, layer_number(layer), model, method="imported", file=source.name, sha256=file_digest(source)
+    )
+
+
+def _at_layer(found: Sequence[Direction | SteeringVector], layer: int, source: Path) -> list[Direction | SteeringVector]:
+    kept = [each for each in found if _layer(each) == layer]
+    if not kept:
+        raise ForeignFileError(
+            f"{source} has no vector at {layer_name(layer)}; it has {', '.join(layer_name(_layer(each)) for each in found)}."
+        )
+    return kept
+
+
+def _layer(value: Direction | SteeringVector) -> int:
+    return value.direction.layer if isinstance(value, SteeringVector) else value.layer
