@@ -1,6 +1,6 @@
 """Personas: tasks done under system prompts, and the completions that can be rated without giving the prompt away."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from store import Sampling
 
 
 def done_under(
-    setup: Setup, tasks: list[Task], prompts: Mapping[str, str], max_new_tokens: int, temperature: float
+    setup: Setup, tasks: Sequence[Task], prompts: Mapping[str, str], max_new_tokens: int, temperature: float
 ) -> dict[str, pd.DataFrame]:
     """What the model writes to every task under every system prompt, told not to mention it (`completion.completions`)."""
     sampling = Sampling(temperature, max_new_tokens=max_new_tokens, seed=setup.settings.seed)

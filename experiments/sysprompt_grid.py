@@ -13,15 +13,15 @@ from jaxtyping import Float
 from pydantic import Field, field_validator
 
 from elicit import Context, completion, rating
-from elicit.context import unmentioned
 from elicit.templates import template
 from experiments.crossed import LEAST_TASKS, Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
+from experiments.personas import done_under, leaked, usable
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
 from experiments.setup import Setup
-from store import Estimate, Sampling
+from store import Estimate
 
 _CHANGE = "change of the rating, as a share of a scale's length"
 _PROMPTS = {
@@ -68,8 +68,8 @@ def run(settings: SyspromptGridSettings) -> Result:
     for scale in settings.scales:
         template("rating", scale)  # a wrong name is an error before the model is loaded
     setup = Setup.of(settings, settings.load_tasks())
-    written = _write(setup, settings)
-    kept = _unleaked(written, settings)
+    written = done_under(setup, setup.tasks, settings.prompts, settings.max_new_tokens, settings.temperature)
+    kept = usable(written, settings.prompts)
     if len(kept) < LEAST_TASKS:
         raise ValueError(
             f"{len(kept)} of {len(setup.tasks)} tasks have a completion under every prompt that does not repeat it; expected "
@@ -122,28 +122,6 @@ def run(settings: SyspromptGridSettings) -> Result:
     )
 
 
-def _write(setup: Setup, settings: SyspromptGridSettings) -> dict[str, pd.DataFrame]:
-    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
-    found = setup.ask_each(
-        {
-            name: completion.questions(setup.tasks, context=Context(system=unmentioned(text), sampling=sampling))
-            for name, text in settings.prompts.items()
-        },
-        "completions",
-    )
-    return {name: completion.completions(*each).assign(done_under=name) for name, each in found.items()}
-
-
-def _unleaked(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettings) -> set[str]:
-    """Tasks with a completion under every prompt, none of which repeats its prompt or is empty."""
-    kept = [
-        set(clean.loc[clean["text"].str.strip() != "", "task_id"])
-        for name, table in written.items()
-        for clean in [completion.without_leaks(table, settings.prompts[name])]
-    ]
-    return set.intersection(*kept)
-
-
 def effects_of(values: Float[np.ndarray, "tasks done rated"], settings: SyspromptGridSettings) -> dict[str, Estimate]:
     """Effects within tasks, against the first prompt.
 
@@ -183,9 +161,7 @@ def _interaction_finding(effects: Mapping[str, Estimate], settings: SyspromptGri
 
 
 def _leak_finding(written: Mapping[str, pd.DataFrame], settings: SyspromptGridSettings, kept: str, crossed: Crossed) -> Finding:
-    leaks = ", ".join(
-        f"{name} {len(table) - len(completion.without_leaks(table, settings.prompts[name]))}" for name, table in written.items()
-    )
+    leaks = ", ".join(f"{name} {n}" for name, n in leaked(written, settings.prompts).items())
     return Finding(
         "Completions",
         f"{kept} tasks have a usable completion under every prompt; completions that repeat their prompt: "
