@@ -10,15 +10,25 @@ from store import layer_name
 from store.estimates import POWER_FACTOR
 
 
-def steering_findings(response: DoseResponse) -> list[Finding]:
-    """One finding per layer and mode: slopes of the directions under test beside those of their controls."""
+def steering_findings(response: DoseResponse, equal_kl: float | None = None) -> list[Finding]:
+    """One finding per layer and mode: slopes of the directions under test beside those of their controls.
+
+    Parameters
+    ----------
+    equal_kl
+        The divergence, in nats, that a dose of 1 has for every direction; None where doses are in residual norms.
+    """
+    unit, alike = ("", "norm") if equal_kl is None else (f" (a divergence of {equal_kl:g} nats)", "divergence")
     findings = []
     tested = response.tested()
     for layer, mode in dict.fromkeys(zip(tested["layer"], tested["mode"], strict=True)):
         part = tested[(tested["layer"] == layer) & (tested["mode"] == mode)]
         slopes = "; ".join(_slope_sentence(row, UNITS.get(mode, "logits")) for _, row in part.iterrows())
         curve = response.curve[(response.curve["layer"] == layer) & (response.curve["mode"] == mode)]
-        sentence = f"At {layer_name(layer)}, the shift per dose is {slopes}. {_controls(part)} {_verdict(part)}{_texts(curve)}"
+        sentence = (
+            f"At {layer_name(layer)}, the shift per dose{unit} is {slopes}. {_controls(part, alike)} {_verdict(part)}"
+            f"{_texts(curve)}"
+        )
         findings.append(Finding(f"Steering: {spaced(mode)}", sentence, dose_figure_name(layer, mode), _dose_rows(curve)))
     return findings
 
@@ -65,13 +75,13 @@ def _slope_sentence(row: pd.Series, unit: str) -> str:
     )
 
 
-def _controls(part: pd.DataFrame) -> str:
+def _controls(part: pd.DataFrame, alike: str) -> str:
     known = part.dropna(subset=["slope"])
     if known.empty:
         return ""
     first = known.iloc[0]
     said = (
-        f"{int(first['n_random'])} random directions of the same norm give {first['random_low']:+.2f} to "
+        f"{int(first['n_random'])} random directions of the same {alike} give {first['random_low']:+.2f} to "
         f"{first['random_high']:+.2f}"
     )
     shuffled = known[known["n_shuffled"] > 0]

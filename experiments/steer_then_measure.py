@@ -63,7 +63,7 @@ def run(settings: SteerThenMeasureSettings) -> Result:
         findings=[
             position_finding(preferences.bias),
             hold_out_finding(preferences.held_out),
-            *steering_findings(response),
+            *steering_findings(response, settings.steer.equal_kl),
         ],
         figures={
             "position": plots.position_figure(preferences.bias),
