@@ -202,9 +202,7 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
         return made
 
     made = np.array(spread_out(claim, [(number,) for number in range(settings.n_nulls)], settings.n_jobs, "false positives"))
-    return pd.DataFrame(
-        [{"claim": name} | _row(_rate(made[:, column]), "rate") for column, name in enumerate(claims)]
-    )
+    return pd.DataFrame([{"claim": name} | _row(_rate(made[:, column]), "rate") for column, name in enumerate(claims)])
 
 
 def _rate(made: Float[np.ndarray, " nulls"]) -> Estimate:
