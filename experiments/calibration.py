@@ -208,7 +208,7 @@ def false_positive_table(table: FrozenTable, settings: CalibrationSettings) -> p
 def _rate(made: Float[np.ndarray, " nulls"]) -> Estimate:
     """How often a claim is made; some are made or not of every null, others of a share of its tasks."""
     once = np.isin(made, (0, 1)).all()
-    return Estimate.of_share(made.astype(bool)) if once else Estimate.of_mean(made)
+    return Estimate.of_share([bool(each) for each in made]) if once else Estimate.of_mean(made)
 
 
 def _without(answers: pd.DataFrame, random: np.random.Generator, null: Null) -> pd.DataFrame:

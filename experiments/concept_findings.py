@@ -110,7 +110,7 @@ def _coherence(grid: ConceptGrid) -> Finding:
         return Finding("Coherence", f"{sentence}, going by format alone, as no free texts were asked for.", "concept_coherence")
     return Finding(
         "Coherence",
-        f"{sentence}: at least 90 % as many answers on format as at dose 0, and free texts at most {MAX_DROP:g} nats a token "
+        f"{sentence}: at least 90 % as many answers on format as at dose 0, and free texts at most {MAX_DROP:g} nat a token "
         f"less probable to the untouched model than its own, and at most {MAX_REPETITION:g} more repetitive.",
         "concept_coherence",
     )

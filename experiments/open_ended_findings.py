@@ -145,7 +145,7 @@ def coherence_finding(replies: OpenReplies, units: Mapping[str, float]) -> Findi
     return Finding(
         "Coherence",
         f"Replies make sense {'; '.join(said)}; at doses of {largest:g} either way they do along {lasting} of {len(random)} "
-        f"random directions. They may be {MAX_DROP:g} nats a token less probable to the untouched model than its own, and "
+        f"random directions. They may be {MAX_DROP:g} nat a token less probable to the untouched model than its own, and "
         f"{MAX_REPETITION:g} more repetitive, and nine in ten of as many as without a push must not be empty. "
         f"{100 * empty:.0f} % of the replies are empty.",
         "open_ended_coherence",
