@@ -1,13 +1,53 @@
 """penchant capture: tasks to residual streams, in an activation store that analyses and probes read."""
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from elicit import Context, builtin_tasks, completion, load_tasks, sample_tasks, task_question
+from elicit import Context, Task, builtin_tasks, completion, load_tasks, sample_tasks, task_question
 from experiments.commands.store import describe
 from interp import LocalModel, capture
 from store import MeasurementLog, Sampling
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of `n` parts of the tasks, of equal size up to one task, which together are all of them in their order."""
+
+    number: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read `i/n`.
+
+        Raises
+        ------
+        ValueError
+            It is none, or i is not from 0 to n - 1.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text)
+        if not found or not int(found[1]) < int(found[2]):
+            raise ValueError(f"--shard is {text!r}; expected i/n with i from 0 to n - 1, such as 0/8 for the first of eight.")
+        return cls(int(found[1]), int(found[2]))
+
+    def of(self, tasks: Sequence[Task]) -> list[Task]:
+        """Its tasks.
+
+        Raises
+        ------
+        ValueError
+            There are fewer tasks than parts.
+        """
+        if len(tasks) < self.n:
+            raise ValueError(f"{len(tasks)} tasks do not make {self.n} parts; expected at most {len(tasks)}.")
+        return list(tasks[self.number * len(tasks) // self.n : (self.number + 1) * len(tasks) // self.n])
+
+    def path(self, whole: Path) -> Path:
+        """Its file, beside that of the whole."""
+        return whole.with_name(f"{whole.stem}.{self.number}-of-{self.n}{whole.suffix}")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,6 +77,13 @@ def main(arguments: Sequence[str]) -> int:
                 '--system "$(cat kind.txt)".'
             ),
         ] = None
+        shard: Annotated[
+            str | None,
+            Field(
+                description="Only part i of n of the tasks, i/n with i from 0, into a file of its own (acts.0-of-8.h5): one "
+                "job each. penchant store merge joins them."
+            ),
+        ] = None
         layers: Annotated[tuple[str, ...], Field(description="Indices, fractions, ranges such as 5:20:5, embed, all.")] = (
             "0.25",
             "0.5",
@@ -62,15 +109,19 @@ def main(arguments: Sequence[str]) -> int:
     tasks = load_tasks(settings.tasks) if settings.tasks else builtin_tasks()
     if settings.per_origin is not None:
         tasks = sample_tasks(tasks, settings.per_origin, seed=settings.seed)
+    out = settings.out
+    if settings.shard is not None:
+        part = Shard.parse(settings.shard)
+        tasks, out = part.of(tasks), part.path(out)
     model = LocalModel.load(settings.model, backend=settings.backend, dtype=settings.dtype)
     where = {"layers": settings.layers, "positions": settings.positions, "dtype": settings.store_dtype, "unfit": settings.unfit}
     ids = [task.id for task in tasks]
     if settings.complete:
         sampling = Sampling(max_new_tokens=settings.complete, seed=settings.seed)
         asked = completion.questions(tasks, context=Context(system=settings.system, sampling=sampling))
-        with MeasurementLog(settings.log or settings.out.with_suffix(".sqlite")) as log:
-            store = capture(model, asked, ids, settings.out, completions=log, **where)
+        with MeasurementLog(settings.log or out.with_suffix(".sqlite")) as log:
+            store = capture(model, asked, ids, out, completions=log, **where)
     else:
-        store = capture(model, [task_question(task, system=settings.system) for task in tasks], ids, settings.out, **where)
+        store = capture(model, [task_question(task, system=settings.system) for task in tasks], ids, out, **where)
     print(describe(store))
     return 0

@@ -171,3 +171,22 @@ def test_help_says_what_every_action_does(capsys):
         "by number or name, such as embed 7 L15",
     ):
         assert said in out
+
+
+def test_shards_of_a_capture_are_together_what_one_job_captures(tmp_path, monkeypatch, embedded, capsys):
+    from interp import LocalModel
+
+    monkeypatch.setattr(LocalModel, "load", classmethod(lambda *_, **__: embedded))
+    where = ["--layers", "3", "--positions", "task_mean", "--per-origin", "1"]
+    assert main(["capture", "--out", str(tmp_path / "whole.h5"), *where]) == 0
+    for number in range(4):
+        assert main(["capture", "--out", str(tmp_path / "part.h5"), "--shard", f"{number}/4", *where]) == 0
+    files = [str(tmp_path / f"part.{number}-of-4.h5") for number in range(4)]
+    assert main(["store", "merge", *files, str(tmp_path / "merged.h5")]) == 0
+    whole, merged = ActivationStore(tmp_path / "whole.h5"), ActivationStore(tmp_path / "merged.h5")
+    assert list(merged.task_ids) == list(whole.task_ids) and [len(ActivationStore(file)) for file in files] == [1, 2, 1, 2]
+    np.testing.assert_allclose(merged.load(3, "task_mean"), whole.load(3, "task_mean"), atol=1e-4)
+    capsys.readouterr()
+    for wrong, message in (("4/4", "i from 0 to n - 1"), ("1", "such as 0/8"), ("0/7", "6 tasks do not make 7 parts")):
+        assert main(["capture", "--out", str(tmp_path / "x.h5"), "--shard", wrong, *where]) == 1
+        assert message in capsys.readouterr().err
