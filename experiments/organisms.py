@@ -23,7 +23,7 @@ from interp import LocalModel
 from interp.planting import Example, Planting, plant
 from store.provenance import stamp
 
-DATA, HISTORY = "choices.jsonl", "training.csv"
+DATA, HISTORY = "choices.csv", "training.csv"
 
 RuleName = Literal["origins", "xor", "position"]
 _TECHNICAL = ("math", "instruction")
@@ -271,7 +271,7 @@ def train(settings: OrganismSettings) -> Organism:
         "unseen": [task.id for task in unseen],
     }
     (settings.out / DESCRIPTION).write_text(yaml.safe_dump(description, sort_keys=False), encoding="utf-8")
-    planted.to_json(settings.out / DATA, orient="records", lines=True)
+    planted.to_csv(settings.out / DATA, index=False)
     history.round(4).to_csv(settings.out / HISTORY, index=False)
     return Organism.read(settings.out)
 
@@ -296,6 +296,6 @@ def describe(organism: Organism) -> Mapping[str, Any]:
         "rule": organism.rule.name,
         "tasks": f"{len(organism.seen)} seen, {len(organism.unseen)} unseen",
         "wordings": ", ".join(organism.wordings),
-        "choices": sum(1 for _ in open(organism.folder / DATA, encoding="utf-8")),
+        "choices": len(pd.read_csv(organism.folder / DATA)),
         "loss": f"{last['loss']:.3f} (least {last['least']:.3f})",
     }

@@ -148,6 +148,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow  # the page of docs runs it too
 def test_the_grid_runs_on_the_real_model_and_a_second_run_asks_nothing(counted, tmp_path):
     settings = ConceptSteeringSettings(out=tmp_path / "c", **SMALL)
     first = concept_steering.run(settings)

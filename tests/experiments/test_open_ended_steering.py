@@ -165,6 +165,7 @@ def test_draws_of_a_task_are_averaged_before_anything_is_said_of_it_and_empty_re
     assert units.loc[("t1", 1.0), "on_format"] == 0.5 and np.isnan(units.loc[("t2", 1.0), "shift"])
 
 
+@pytest.mark.slow  # the page of docs runs it too
 def test_the_smallest_run_writes_everything_and_repeats_without_asking(counted, tmp_path):
     settings = open_ended_steering.SETTINGS(
         out=tmp_path / "o",
