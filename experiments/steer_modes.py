@@ -18,7 +18,7 @@ from store import Answer, Question, SteeringVector
 
 Mode = Literal["choice", "rating", "opt_out", "bail", "choice_both_alike"]
 """`choice`: between two tasks, steered apart. `rating`: of one task. `opt_out`: one task against not doing anything. `bail`:
-leaving instead of answering. `choice_both_alike`: between two tasks, every token pushed, which cannot move it: a control."""
+not leaving the conversation. `choice_both_alike`: between two tasks, every token pushed, which cannot move it: a control."""
 
 UNITS: Mapping[str, str] = {
     "choice": "logits",
@@ -32,7 +32,7 @@ MOVED: Mapping[str, str] = {
     "choice": "choice of the task pushed up",
     "rating": "rating",
     "opt_out": "choice of the task over not doing it",
-    "bail": "leaving",
+    "bail": "not leaving",
     "choice_both_alike": "choice of the first task",
 }
 """What shifts are of."""
@@ -84,7 +84,7 @@ def units_of(
         case "rating":
             frames = _ratings({at: rating.ratings(asked, own) for at, own in answers.items()}, scale)
         case "bail":
-            frames = _leaving({at: bail.turns(asked, own) for at, own in answers.items()})
+            frames = _staying({at: bail.turns(asked, own) for at, own in answers.items()})
         case _:
             tables = {at: choice.comparisons(asked, own) for at, own in answers.items()}
             frames = _choices(tables, mirrored=mode == "choice")
@@ -142,16 +142,16 @@ def _ratings(tables: Mapping[tuple[str, float], pd.DataFrame], scale: str) -> li
     ]
 
 
-def _leaving(tables: Mapping[tuple[str, float], pd.DataFrame]) -> list[pd.DataFrame]:
-    """One row per conversation: the change of the raw probability of leaving, both orders averaged."""
+def _staying(tables: Mapping[tuple[str, float], pd.DataFrame]) -> list[pd.DataFrame]:
+    """One row per conversation: by how much the raw probability of leaving falls, both orders averaged."""
     return [
         pd.DataFrame(
             {
                 "direction": name,
                 "dose": dose,
                 "unit": table["task_id"],
-                "shift": table["p_leave"] - tables[name, 0.0]["p_leave"],
-                "probability": table["p_leave"],
+                "shift": tables[name, 0.0]["p_leave"] - table["p_leave"],
+                "probability": 1 - table["p_leave"],
                 "mass": table["p_leave"] + table["p_stay"],
                 "on_format": (table["outcome"] == "chose").astype(float),
             }
