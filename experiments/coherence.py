@@ -37,7 +37,17 @@ def free_questions(asked: Sequence[Question], n: int, max_new_tokens: int, seed:
     """Some of the questions, spread over all of them, to be answered in free text."""
     places = np.unique(np.linspace(0, len(asked) - 1, min(n, len(asked))).round().astype(int))
     sampling = Sampling(0.7, max_new_tokens=max_new_tokens, seed=seed)
-    return [replace(asked[place], options=(), refusals=(), prefill="", sampling=sampling) for place in places]
+    return [
+        replace(
+            asked[place],
+            options=(),
+            refusals=(),
+            prefill="",
+            sampling=sampling,
+            measures={**asked[place].measures, "mode": "free text"},
+        )
+        for place in places
+    ]
 
 
 def texts_of(

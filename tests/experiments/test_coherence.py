@@ -153,7 +153,7 @@ def test_equal_doses_depart_equally_from_the_untouched_model(run):
 def test_texts_are_those_of_the_views_and_read_by_the_untouched_model(run):
     model = tiny("llama")
     asked = free_questions([pair_question("Sing a song.", "Dance.")] * 3, 2, 5, 0)
-    assert len(asked) == 2 and not asked[0].options and asked[0].prefill == ""
+    assert len(asked) == 2 and not asked[0].options and asked[0].prefill == "" and asked[0].measures["mode"] == "free text"
     view = model.steered(Intervention.everywhere(random_directions(model.identity, model.d_model, 1, 1)[0].scaled(9.0), 1.0))
     found = texts_of(model, asked, {("v", 0.0): model, ("v", 0.4): view}, run, "texts")
     assert found["text"].tolist() == [(each.text or "").strip() for own in (model, view) for each in own.generate(asked)]
