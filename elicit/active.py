@@ -9,7 +9,7 @@ import pandas as pd
 from jaxtyping import Float
 from scipy import special, stats
 
-from elicit.adaptive import Design, InformationGain, Places, State, noise_of
+from elicit.adaptive import Design, DOptimal, Places, RandomMatching, State, noise_of
 from elicit.comparisons import Comparisons
 from elicit.designs import Pair, checked_tasks, regular_pairs
 from elicit.estimators import Estimator, LeastSquares
@@ -82,7 +82,7 @@ def learn(
     ask: Ask,
     task_ids: Sequence[str],
     *,
-    design: Design = InformationGain(),  # noqa: B008  frozen
+    design: Design | None = None,
     estimator: Estimator | None = None,
     batch: int | None = None,
     stop: Stop = Stop(),
@@ -100,7 +100,9 @@ def learn(
     ask
         From pairs to comparisons, each pair in both orders where answers are exact.
     design
-        Rule for the next pairs.
+        Rule for the next pairs. By default `DOptimal`, which does not look at exact answers, so that their intervals hold, and
+        `RandomMatching` for the estimators of sampled ones: a rule that asks what looks close, as all others then do, gives
+        intervals that are too narrow where preferences are weak.
     estimator
         By default LeastSquares, for exact answers; BradleyTerry for sampled ones.
     batch
@@ -121,6 +123,7 @@ def learn(
     if not 0 < hold_out < 1:
         raise ValueError(f"The hold-out share is {hold_out}; expected a number between 0 and 1.")
     estimator = estimator or LeastSquares(resamples=200, seed=seed)
+    design = design or (DOptimal() if isinstance(estimator, LeastSquares) else RandomMatching())
     size = n if batch is None else batch
     if size < 1:
         raise ValueError(f"A batch of {size} pairs; expected at least 1.")

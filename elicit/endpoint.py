@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from elicit.endpoint_chat import Chat, Reply
+from elicit.endpoint_chat import Chat, RefusedRequest, Reply
 from elicit.endpoint_limits import Budget, TryAgain
 from elicit.endpoint_probe import FORCING, Capabilities, find_capabilities, token_id
+from elicit.endpoint_prompt import PromptWriter, WrittenChat
 from elicit.endpoint_scoring import Listing, average, read_options
 from elicit.endpoint_server import EndpointError, Server
 from elicit.endpoint_threads import answer_each
@@ -49,6 +50,9 @@ class Endpoint:
         Further fields of every request. They may change answers, so they are part of the fingerprint.
     top_logprobs
         How many tokens to ask a list of; fewer where the server allows fewer.
+    write
+        Writes the prompts here, with the model's tokenizer (`interp.PromptWriter`); the server then completes them as they
+        are. For servers that do not go on with a begun answer, and to know what is read to the token.
     timeout
         Seconds for one request.
 
@@ -76,6 +80,7 @@ class Endpoint:
         provider: str | None = None,
         extra_body: Mapping[str, Any] | None = None,
         top_logprobs: int = 20,
+        write: PromptWriter | None = None,
         timeout: float = 60,
     ) -> None:
         least = {"concurrency": (concurrency, 1), "retries": (retries, 0), "repeats": (repeats, 1)}
@@ -88,9 +93,15 @@ class Endpoint:
         self._extra = dict(extra_body or {})
         if provider:
             self._extra["provider"] = {"order": [provider], "allow_fallbacks": False}
-        self._chat = Chat(self.server, self.budget, retries=retries, timeout=timeout)
+        self._write = write
+        limits = {"retries": retries, "timeout": timeout}
+        self._chat = (
+            WrittenChat(self.server, self.budget, write, **limits) if write else Chat(self.server, self.budget, **limits)
+        )
         self._token_ids: dict[str, int | None] = {}
-        changes = digest("endpoint", self.server.address, model, self._extra, repeats, top_logprobs)
+        changes = digest(
+            "endpoint", self.server.address, model, self._extra, repeats, top_logprobs, *([write.digest] if write else [])
+        )
         self.identity = ModelIdentity(model, "endpoint", changes)
 
     def __repr__(self) -> str:
@@ -120,9 +131,29 @@ class Endpoint:
         return digest([values[name] for name in ("messages", "system", "prefill", "options", "refusals", "thinking")])
 
     def shown(self, question: Question) -> str:
-        """A question as it is sent, for people: the server's chat template is not known here."""
+        """A question as it is sent, for people; where the server writes the prompt, its chat template is not known here."""
+        if self._write:
+            return self._write(question).text
         turns = [*_messages(question, ""), *([] if question.prefill else [{"role": "assistant", "content": ""}])]
         return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
+
+    def next_tokens(self, question: Question, n: int) -> list[tuple[str, float]]:
+        """The likeliest first tokens of an answer that the server lists, with their probabilities; at most `n`.
+
+        Raises
+        ------
+        ValueError
+            The server tells no log-probabilities.
+        EndpointError, BudgetReached
+            It cannot be asked.
+        """
+        self._check_can_score([])
+        try:
+            listing = self._first_token(question, "").listing
+        except (TryAgain, RefusedRequest) as failure:
+            raise EndpointError(str(failure)) from None
+        listed = sorted((listing.log_probs if listing else {}).items(), key=lambda item: -item[1])
+        return [(text, math.exp(value)) for text, value in listed[:n]]
 
     def score(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
         """Option probabilities of each question, from the likeliest tokens that the server lists.
@@ -199,7 +230,15 @@ class Endpoint:
 
     def _first_token(self, question: Question, said: str, **fields: Any) -> Reply:
         # Neutral settings: some servers list probabilities as sampling changes them.
-        return self._complete(question, said, 1, {"temperature": 1, "top_p": 1, **fields}, listed=True)
+        tried, top_k = {"temperature": 1, "top_p": 1, **fields}, self.capabilities.top_k
+        while True:
+            reply = self._complete(question, said, 1, {**tried, "top_logprobs": top_k}, listed=True)
+            if reply.collided and top_k > 1:
+                top_k //= 2
+            elif reply.listing or "logit_bias" in tried or not (self._write and self.capabilities.logit_bias):
+                return reply
+            else:  # the turn was ended, and some servers then list nothing; the list is that of before the bias
+                tried["logit_bias"] = {str(each): -FORCING for each in self._write.end_ids}
 
     def _complete(
         self, question: Question, said: str, max_tokens: int, fields: Mapping[str, Any], *, listed: bool = False

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from elicit.endpoint_limits import Budget, Pace, TryAgain, persist, retry_after
@@ -35,6 +36,8 @@ class Reply:
         Likeliest first tokens, where the server tells them.
     token, log_prob
         The first token said, and its natural-log probability, where the server tells them.
+    collided
+        Whether several tokens of one text were listed by text, so that the list was lost; a shorter one may be whole.
     """
 
     text: str
@@ -42,10 +45,14 @@ class Reply:
     listing: Listing | None = None
     token: str | None = None
     log_prob: float | None = None
+    collided: bool = False
 
 
 class Chat:
     """The way to a server: `complete` for one chat completion, within budget and pace, tried again where that may help."""
+
+    renders = False
+    """Whether prompts are written here, so that an answer can always be begun."""
 
     def __init__(self, server: Server, budget: Budget, *, retries: int, timeout: float) -> None:
         self.server, self.budget, self.pace = server, budget, Pace()
@@ -79,21 +86,35 @@ class Chat:
             self.pace.wait()
             with self.budget.reserved(read, max_tokens) as bill:
                 with self._failures_named() as client:
-                    response = client.chat.completions.with_raw_response.create(
-                        model=self.server.model, messages=list(messages), max_tokens=max_tokens, extra_body=dict(extra)
-                    )
+                    response, n_tokens = self._send(client, messages, max_tokens, extra)
                 self.pace.hear(response.headers)
                 values = self._completion(response)
                 self._reached = True
                 try:
                     usage = values.get("usage") or {}
                     bill.read = int(usage.get("prompt_tokens", bill.read))
+                    if n_tokens is not None:
+                        self._check_read(usage.get("prompt_tokens"), n_tokens)
                     bill.written = int(usage.get("completion_tokens", bill.written))
                     return _reply(values)
                 except (KeyError, IndexError, TypeError, AttributeError) as error:
                     raise TryAgain(f"{self.server.address} answered with a malformed completion ({error!r})") from None
 
         return persist(once, self._retries, self.pace)
+
+    def _send(
+        self, client: Any, messages: Sequence[Mapping[str, str]], max_tokens: int, extra: Mapping[str, Any]
+    ) -> tuple[Any, int | None]:
+        """Make the request; returns the response, and the number of tokens in the prompt where it is known."""
+        create = client.chat.completions.with_raw_response.create
+        return create(model=self.server.model, messages=list(messages), max_tokens=max_tokens, extra_body=dict(extra)), None
+
+    def _check_read(self, read: int | None, written: int) -> None:
+        if read and read != written:  # not every server counts
+            raise EndpointError(
+                f"{self.server.address} reads {read} tokens in a prompt that has {written} with the given tokenizer. Expected "
+                f"the tokenizer of {self.server.model!r}; one token more or less may be a BOS."
+            )
 
     def post(self, path: str, body: Mapping[str, Any]) -> Any:
         """Ask for something that is not OpenAI's, at a path below the server's root; None if the server does not have it."""
@@ -201,21 +222,33 @@ def import_openai() -> Any:
 
 def _reply(values: Mapping[str, Any]) -> Reply:
     chosen = values["choices"][0]
-    text = (chosen.get("message") or {}).get("content") or ""
-    token, log_prob, listed = _first_token(chosen.get("logprobs") or {})
-    return Reply(text, chosen.get("finish_reason") == "length", Listing(listed) if listed else None, token, log_prob)
-
-
-def _first_token(log_probs: Mapping[str, Any]) -> tuple[str | None, float | None, dict[str, float]]:
-    """The first token said, its log-probability, and the list beside it, in OpenAI's form or the older one."""
+    text = chosen["message"].get("content") if "message" in chosen else chosen.get("text")
+    truncated = chosen.get("finish_reason") == "length"
+    log_probs = chosen.get("logprobs") or {}
     if content := log_probs.get("content"):
         first = content[0]
-        listed = [(each["token"], each["logprob"]) for each in first.get("top_logprobs") or ()]
-        return first.get("token"), first.get("logprob"), _merged(listed)
+        listed = _merged([(each["token"], each["logprob"]) for each in first.get("top_logprobs") or ()])
+        return Reply(text or "", truncated, Listing(listed) if listed else None, first.get("token"), first.get("logprob"))
     if tops := log_probs.get("top_logprobs"):
-        token, values = log_probs.get("tokens") or [None], log_probs.get("token_logprobs") or [None]
-        return token[0], values[0], _merged(list((tops[0] or {}).items()))
-    return None, None, {}
+        token, told = (log_probs.get("tokens") or [None])[0], log_probs.get("token_logprobs") or [None]
+        listed = _by_text(tops[0] or {}, token)
+        return Reply(text or "", truncated, Listing(listed) if listed else None, token, told[0], collided=listed is None)
+    return Reply(text or "", truncated)
+
+
+def _by_text(tops: Mapping[str, float], said: str | None) -> dict[str, float] | None:
+    """A list in the older form, which is by text, likeliest first; None where a text stands for several tokens.
+
+    Of such tokens the last one's value is told, in the place of the first. The token that was said comes in addition, first
+    or last. Tokens without a text (end of turn, special ones, parts of characters) are never told apart.
+    """
+    listed = [each for each in tops.items() if each[0]]
+    ordered = [value for place, (text, value) in enumerate(listed) if not (text == said and place in (0, len(listed) - 1))]
+    if any(after > before for before, after in pairwise(ordered)):
+        return None
+    if len(listed) > 1 and listed[-1][0] == said:  # not one of the likeliest, perhaps: nothing is bounded by it
+        listed.pop()
+    return dict(listed)
 
 
 def _merged(listed: Sequence[tuple[str, float]]) -> dict[str, float]:

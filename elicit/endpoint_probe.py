@@ -1,7 +1,7 @@
 """What a server can do beyond answering, found out once by asking it: a handful of requests of one token each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import log
 from typing import Any
 
@@ -71,18 +71,20 @@ def find_capabilities(chat: Chat, top_logprobs: int, extra: Mapping[str, Any]) -
         It takes no request at all; the message says why.
     """
     found = _listing(chat, top_logprobs, extra)
-    for fields in _CONTINUATIONS:
+    if chat.renders:
+        found = replace(found, prefill={}, spaces=True)
+    for fields in () if chat.renders else _CONTINUATIONS:
         tried = Capabilities(found.top_k, found.template_options, fields)
         if _goes_on(chat, tried, extra, _REPEAT, "alpha bravo charlie", "delta"):
             found = tried
             if _goes_on(chat, tried, extra, _COUNT, "1 2 3 ", "4", stripped=False):
-                found = Capabilities(found.top_k, found.template_options, fields, spaces=True)
+                found = replace(tried, spaces=True)
             break
     tokenizer = next((route for route in _TOKENIZERS if token_id(chat, route, "Q") is not None), None)
     if tokenizer is None or not found.log_probs:
         return found
     forced = _forces(chat, found, extra, tokenizer)
-    return Capabilities(found.top_k, found.template_options, found.prefill, found.spaces, tokenizer, forced)
+    return replace(found, tokenizer=tokenizer, logit_bias=forced)
 
 
 def token_id(chat: Chat, tokenizer: str, text: str) -> int | None:

@@ -20,6 +20,8 @@ END_OF_TURN_TOKENS = frozenset(
 _NOT_FOLLOWED = 1e-5
 """A beginning less probable than this is not followed; its own probability is then the bound."""
 _LEAST = 1e-300
+_ROUNDED = 1e-5
+"""What the sum of a list may miss because a server rounds."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,8 @@ class Listing:
 
     @property
     def floor(self) -> float:
-        """The most that a token can have that is not listed: as much as the last one that is."""
-        return max(math.exp(min(self.log_probs.values())), _LEAST)
+        """The most that a token can have that is not listed: as much as the last one that is, or all that is left."""
+        return max(min(math.exp(min(self.log_probs.values())), max(self.rest, _ROUNDED)), _LEAST)
 
     @property
     def rest(self) -> float:

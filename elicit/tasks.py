@@ -88,7 +88,10 @@ def load_tasks(path: str | Path) -> list[Task]:
     path = Path(path)
     if not path.exists():
         raise TaskError(f"There is no task file {path}.")
-    tasks = checked_tasks(_rows(path), str(path), "line")
+    try:
+        tasks = checked_tasks(_rows(path), str(path), "line")
+    except UnicodeDecodeError as error:
+        raise TaskError(_not_utf8(path, error)) from error
     if not tasks:
         raise TaskError(f'{path} has no tasks; expected one a line, for instance {{"id": "t1", "text": "Write a haiku."}}.')
     return tasks
@@ -118,7 +121,7 @@ def checked_tasks(rows: Iterable[tuple[int, Mapping[str, Any]]], where: str, uni
     if problems:
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise TaskError(f"{where} has {len(problems)} bad rows:\n  {shown}{more}")
+        raise TaskError(f"{where} has {len(problems)} bad row{'s' if len(problems) > 1 else ''}:\n  {shown}{more}")
     return tasks
 
 
@@ -133,7 +136,11 @@ def read_ids(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.exists():
         raise TaskError(f"There is no file of task ids {path}.")
-    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise TaskError(_not_utf8(path, error)) from error
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
     ids = [line for line in lines if line]
     if not ids:
         raise TaskError(f"{path} has no task ids; expected one a line.")
@@ -214,8 +221,19 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     yield number, row if isinstance(row, dict) else {"_problem": f"expected an object, got {line.strip()[:40]}"}
         case ".csv":
             with open(path, encoding="utf-8", newline="") as file:
-                reader, line = csv.DictReader(file), 2
-                for row in reader:
+                reader, line = csv.DictReader(file, strict=True), 2
+                while True:
+                    try:
+                        row = next(reader)
+                    except StopIteration:
+                        break
+                    except csv.Error as error:
+                        raise TaskError(
+                            f"{path}, line {line}: the row that begins here is not CSV ({error}): perhaps a quote that is "
+                            'never closed. Put quotes around the whole text, and double one inside it: "Say ""hello""."'
+                        ) from error
+                    if too_many := row.pop(None, None):  # pyright: ignore[reportArgumentType] (where DictReader puts the rest)
+                        row = {"_problem": f"{len(row) + len(too_many)} fields in {len(row)} columns; quote texts with commas"}
                     yield line, {str(name): value for name, value in row.items()}
                     line = reader.line_num + 1
         case ".parquet":
@@ -226,11 +244,17 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise TaskError(f"{path} is a {other or 'nameless'} file; expected .jsonl, .csv or .parquet.")
 
 
+def _not_utf8(path: Path, error: UnicodeDecodeError) -> str:
+    return f"{path} is not UTF-8 (it has the byte 0x{error.object[error.start]:02x}); save it as UTF-8."
+
+
 def _problem(row: Mapping[str, Any], seen: Mapping[str, int], unit: str) -> str | None:
     if "_problem" in row:
         return row["_problem"]
     for name in ("id",) if _turns(row) else ("id", "text"):
-        if not isinstance(row.get(name), str):
+        if name not in row:
+            return f"there is no {name!r}; it has {', '.join(map(repr, row)) or 'nothing'}"
+        if not isinstance(row[name], str):
             return f"{name} is {row.get(name)!r}; expected a string"
         if not row[name].strip():
             return f"{name} is empty"

@@ -16,10 +16,12 @@ EXPERIMENTS = {
     "compare": "Runs, models, personas or imports side by side: what agrees, and what differs by task and by origin.",
     "concept_steering": "Push along what tells two system prompts apart, while doing under each prompt is rated under each.",
     "cross_probe": "Do probes of one target, wording, persona, layer or position read the others? By one direction?",
+    "explore": "A map of the tasks coloured by any label, and the tasks that want a look, on one page that needs no network.",
     "open_ended_steering": "Open replies pushed along a concept, by unscaled coefficients and by doses, and the norms between.",
     "opt_out": "Which tasks would the model sooner not do? Beside requests that nobody should decline.",
     "planted_preference": "The whole pipeline on a model whose preferences were trained in, held against what they are.",
     "position_bias": "How much of a choice is its order of showing, template by template, and what one order alone is worth.",
+    "prompt_search": "Prompts that a model prefers yet refuses, or the reverse: searched for, beside random rewriting.",
     "ranking_methods": "Which way of choosing comparisons ranks tasks with the fewest of them; judges whose truth is known.",
     "refusal_correlation": "Is what a model refuses what it would rather not do, or says it dislikes?",
     "scale_discrimination": "Which scales of self-report tell tasks apart (KL), and do so again in other words (ICC).",
@@ -62,16 +64,17 @@ Answers, activations and reports go to the run directory (--out). Running the sa
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit status."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0
-    name, rest = arguments[0], arguments[1:]
     warnings.formatwarning = _one_line
     try:
-        return _dispatch(name, rest)
+        status = _dispatch(arguments[0], arguments[1:]) if arguments else _print_help()
+        sys.stdout.flush()
+        return status
     except KeyboardInterrupt:
         print("\nStopped. What was done so far is kept: the same command continues.", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever reads what is printed has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, KeyError, OSError, ImportError) as error:
         if os.environ.get("PENCHANT_TRACEBACK"):
             raise
@@ -85,7 +88,14 @@ def _one_line(message: Warning | str, category: type[Warning], *_: Any, **__: An
     return f"{category.__name__}: {message}\n"
 
 
+def _print_help() -> int:
+    print(_help())
+    return 0
+
+
 def _dispatch(name: str, rest: Sequence[str]) -> int:
+    if name in ("-h", "--help", "help"):
+        return _print_help()
     if name == "list":
         print(_table(EXPERIMENTS))
         return 0

@@ -25,6 +25,7 @@ from experiments.imports import origins_of
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.run_directory import RunDirectory
+from experiments.run_tables import comparisons_of, labels_file, run_names
 from experiments.settings import RunSettings
 from experiments.side_by_side import (
     LEVEL,
@@ -41,7 +42,6 @@ from experiments.side_by_side import (
 from store import Estimate
 from store.labels import check_labels
 
-_PLACES = (Path("tables") / "labels.parquet", Path("labels.parquet"))
 _SCALED = {
     "centred": "each run's mean over the common tasks set to zero",
     "standardised": "each run's mean over the common tasks set to zero and its standard deviation to one",
@@ -156,31 +156,25 @@ def run(settings: CompareSettings) -> Result:
 def _read_runs(settings: CompareSettings) -> list[_Run]:
     paths, targets = settings.runs, settings.targets
     if len(paths) < 2:
-        raise ValueError(f"{len(paths)} run directories were given; expected two or more: --runs runs/a runs/b.")
+        given = "1 run directory was" if len(paths) == 1 else "No run directories were"
+        raise ValueError(f"{given} given; expected two or more: --runs runs/a runs/b.")
     for what, given in (("names", settings.names), ("targets", targets if len(targets) > 1 else ())):
         if given and len(given) != len(paths):
-            raise ValueError(f"{len(given)} {what} were given for {len(paths)} runs; expected one for each.")
-    names = settings.names or _names(paths)
+            count = f"1 {what[:-1]} was" if len(given) == 1 else f"{len(given)} {what} were"
+            raise ValueError(f"{count} given for {len(paths)} runs; expected one for each.")
+    names = settings.names or run_names(paths)
     if len(set(names)) < len(names):
         raise ValueError(f"The runs are called {', '.join(names)}; expected a name for each: --names one other.")
     targets = targets * len(paths) if len(targets) == 1 else targets
     return [
-        _Run(name, path, _labels(path, target), _comparisons(path))
+        _Run(name, path, _labels(path, target), comparisons_of(path))
         for name, path, target in zip(names, paths, targets, strict=True)
     ]
 
 
-def _names(paths: Sequence[Path]) -> tuple[str, ...]:
-    """Names of the directories, with those they are in where names alone are not enough."""
-    short = tuple(path.resolve().name for path in paths)
-    return short if len(set(short)) == len(short) else tuple(map(str, paths))
-
-
 def _labels(path: Path, target: str) -> pd.DataFrame:
-    file = next((path / place for place in _PLACES if (path / place).is_file()), None)
+    file = labels_file(path)
     if file is None:
-        if not path.is_dir():
-            raise ValueError(f"There is no run directory {path}.")
         hint = (
             f"penchant fit {path} --out runs/fitted makes them of its comparisons"
             if (path / "tables" / "comparisons.parquet").is_file()
@@ -192,14 +186,6 @@ def _labels(path: Path, target: str) -> pd.DataFrame:
     if "target" in table and target not in known:
         raise ValueError(f"{path} has no labels of {target!r}; it has {', '.join(known)}. Say which with --targets.")
     return check_labels(table[table["target"] == target] if known else table)
-
-
-def _comparisons(path: Path) -> pd.DataFrame | None:
-    file = path / "tables" / "comparisons.parquet"
-    if not file.is_file():
-        return None
-    table = pd.read_parquet(file)
-    return table if {"first", "second", "p_first"} <= set(table) else None
 
 
 def _choices(runs: Sequence[_Run]) -> dict[tuple[str, str], Estimate]:
@@ -238,7 +224,8 @@ def _methods(settings: CompareSettings, runs: Sequence[_Run], scaled: OnOneScale
     obtained = "; ".join(f"{each.name} by {each.method} ({len(each.labels)} tasks)" for each in runs)
     origins = (
         f" Origins are from {from_where}; the error of an origin's mean difference is by {settings.resamples} bootstrap "
-        "resamples of tasks within origins, with Student's t."
+        "resamples of tasks within origins, with Student's t. What would be found of one origin alone is by Student's t at the "
+        "level of Bonferroni over all tests."
         if has_origins
         else ""
     )

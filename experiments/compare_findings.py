@@ -11,9 +11,8 @@ from scipy import stats
 
 from experiments import figures as plots
 from experiments.findings import Finding, null_note, plain
-from experiments.side_by_side import LEVEL, OnOneScale, PairOfRuns, Scale
+from experiments.side_by_side import LEVEL, OnOneScale, PairOfRuns, Scale, smallest_origin_difference
 from store import Estimate
-from store.estimates import POWER_FACTOR
 
 _MOST_PANELS = 5
 """With more runs, a scatter of every two is too small to read: correlations are then shown as colours."""
@@ -121,11 +120,14 @@ def origin_finding(by_origin: pd.DataFrame, scaled: OnOneScale) -> Finding:
         for _, row in tested.sort_values("p").head(_MOST_LINES).iterrows()
     )
     if apart.empty:
-        smallest = POWER_FACTOR * tested["se"].median()
+        if tested.empty:
+            said = "No origin has the three tasks that a test of how far runs are apart needs, so no difference is claimed."
+            return Finding("Origins apart", said, "origins_apart")
+        smallest = smallest_origin_difference(tested)
         return Finding(
             "Origins apart",
             f"No origin differs from the others in how far runs are apart {how}, so no such difference is claimed; for one "
-            f"origin alone about {smallest:.2f} {scaled.unit} would be found four times in five.",
+            f"origin alone about {smallest:.2f} {scaled.unit} would be found four times in five, by Student's t at that level.",
             "origins_apart",
             rows,
         )

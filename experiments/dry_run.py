@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from experiments.settings import RunSettings, Settings
+from experiments.settings import RespondentSettings, RunSettings, Settings
 from interp import LocalModel
 from interp.rehearsal import RehearsedModel, Tally
 from store import MeasurementLog
@@ -45,8 +45,8 @@ class Plan:
         """What the command prints."""
         whole = self.table.drop(columns="kind").sum()
         lines = [
-            f"On {self.model}: {whole['to_ask']:,.0f} questions to ask ({whole['known']:,.0f} are known already), "
-            f"{whole['tokens']:,.0f} tokens to read and at most {whole['new_tokens']:,.0f} to write, about "
+            f"On {self.model}: {whole['to_ask']:,.0f} questions to ask ({whole['known']:,.0f} more repeat one of them or "
+            f"are in the log), {whole['tokens']:,.0f} tokens to read and at most {whole['new_tokens']:,.0f} to write, about "
             f"{_duration(whole['minutes'])}.",
             "",
             self.table.to_string(index=False, formatters={"minutes": _duration}, float_format="{:,.0f}".format),
@@ -60,7 +60,8 @@ def dry_run(module: ModuleType, settings: RunSettings) -> Plan:
     """Go through an experiment without asking the model anything; the run directory stays as it is."""
     if not isinstance(settings, Settings):
         raise ValueError("This experiment asks no model anything, so there is nothing to plan; run it.")
-    if settings.respondent.base_url is not None:
+    asked = [value for value in dict(settings).values() if isinstance(value, RespondentSettings)]
+    if any(each.base_url is not None for each in asked):
         raise ValueError(
             "--dry-run plans for models on this machine. What a server may be asked is limited by "
             "--respondent.budget-tokens or --respondent.budget-usd; a run that reaches its budget goes on where it stopped."

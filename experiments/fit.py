@@ -82,13 +82,16 @@ def run(settings: FitSettings) -> Result:
     tables = {"comparisons": comparisons, "labels": labels}
     if trust.held_out:
         tables["hold_out"] = trust.held_out.table
+    by_template = position_by_template(comparisons) if trust.bias else pd.DataFrame()
+    if len(by_template):
+        tables["position_by_template"] = by_template
     for name, table in tables.items():
         run_directory.save_table(name, table)
     write_labels(labels, run_directory.path / "tables" / "labels.parquet")
     findings = [
         _utilities_finding(utilities, labels),
         *([hold_out_finding(trust.held_out)] if trust.held_out else [_without_hold_out(utilities)]),
-        _position_finding(utilities, Comparisons.of(comparisons), trust, order_known),
+        _position_finding(utilities, Comparisons.of(comparisons), trust, order_known, by_template),
         _transitivity_finding(trust),
     ]
     figures: dict[str, Figure] = {"utilities": plots.utilities_figure(labels, origins)}
@@ -112,7 +115,7 @@ def run(settings: FitSettings) -> Result:
         methods=_methods(settings, utilities, trust, order_known, from_where),
         summary={
             "fit": {name: value for name, value in utilities.report.to_dict().items() if name != "per_task"},
-            "position": utilities.position.to_dict(),
+            "position_term": utilities.position.to_dict(),
             "reliability": separation(labels),
             "hold_out": trust.held_out.to_dict() if trust.held_out else None,
             "position_bias": trust.bias.to_dict() if trust.bias else None,
@@ -138,9 +141,13 @@ def _resolved(settings: FitSettings) -> tuple[Path, FitSettings]:
 
 
 def _read(source: Path) -> pd.DataFrame:
+    if not source.is_dir():
+        raise ForeignFileError(
+            f"There is no directory {source}. penchant import comparisons FILE --out {source} makes one of a file."
+        )
     path = source / "tables" / "comparisons.parquet"
     if not path.is_file():
-        there = sorted(each.stem for each in (source / "tables").glob("*.parquet")) if source.is_dir() else []
+        there = sorted(each.stem for each in (source / "tables").glob("*.parquet"))
         known = f"its tables are {', '.join(there)}" if there else "it has no tables"
         raise ForeignFileError(
             f"There is no table {path}: {known}. penchant import comparisons FILE --out {source} makes one of a file."
@@ -229,7 +236,32 @@ def _without_hold_out(utilities: Utilities) -> Finding:
     )
 
 
-def _position_finding(utilities: Utilities, cells: Comparisons, trust: _Trust, order_known: bool) -> Finding:
+def position_by_template(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Position bias of every template, where there are several with three pairs in both orders; least first."""
+    if "template" not in comparisons or comparisons["template"].nunique() < 2:
+        return pd.DataFrame()
+    rows = []
+    for template, part in comparisons.groupby("template"):
+        known = part[part["outcome"] == "chose"] if "outcome" in part else part
+        if len(known) and _in_both_orders(Comparisons.of(known)) >= 3:
+            found = position_bias(known).mean
+            rows.append(
+                {"template": str(template), "mean": found.value, "low": found.low, "high": found.high, "pairs": found.n}
+            )
+    return pd.DataFrame(rows).sort_values("mean", ignore_index=True) if len(rows) > 1 else pd.DataFrame()
+
+
+def _position_finding(
+    utilities: Utilities, cells: Comparisons, trust: _Trust, order_known: bool, by_template: pd.DataFrame
+) -> Finding:
+    if trust.bias and len(by_template):
+        least, most = by_template.iloc[0], by_template.iloc[-1]
+        whole = position_finding(trust.bias)
+        pooled = (
+            f" That is of {len(by_template)} templates together, and it is not one thing in all: from {least['mean']:+.2f} "
+            f"({least['template']}) to {most['mean']:+.2f} ({most['template']}); see tables/position_by_template."
+        )
+        return Finding(whole.name, whole.sentence + pooled, whole.figure)
     if trust.bias:
         return position_finding(trust.bias)
     if not order_known:

@@ -76,7 +76,11 @@ def run(settings: PositionBiasSettings) -> Result:
         findings=[_bias_finding(table, len(settings.templates)), _order_finding(one, two)],
         figures={"position_bias": bias_figure(table)},
         tables=[
-            Table("Templates", "Logits; intervals by bootstrap over pairs. flips: share of pairs decided by order.", table)
+            Table(
+                "Templates",
+                "Logits; intervals allow for pairs that share a task. flips: share of pairs decided by order.",
+                table,
+            )
         ],
         methods=(
             f"{len(pairs)} pairs of {len(setup.tasks)} tasks were asked with {len(settings.templates)} templates, each in both "

@@ -272,9 +272,10 @@ def _designed(design: Design) -> Callable[[Judge, bool, np.random.Generator], Me
     return lambda judge, exact, random: Designed(judge, exact, random, design)
 
 
-DEFAULT = "information gain"
+FAVOURITE = "information gain"
+"""The rule that was made for ranks; all others are held against it."""
 METHODS: Mapping[str, Callable[[Judge, bool, np.random.Generator], Method]] = {
-    DEFAULT: _designed(InformationGain()),
+    FAVOURITE: _designed(InformationGain()),
     "D-optimal": _designed(DOptimal()),
     "brackets": _designed(Brackets()),
     "percentile rule": _designed(PercentileRule()),

@@ -19,7 +19,7 @@ from experiments.findings import Finding
 from experiments.frozen import FrozenTable
 from experiments.parallel import spread_out
 from experiments.publish import Result, Source, publish
-from experiments.ranking import DEFAULT, METHODS, Judge, Simulation, follow
+from experiments.ranking import FAVOURITE, METHODS, Judge, Simulation, follow
 from experiments.report import Table
 from experiments.run_directory import RunDirectory
 from experiments.settings import RunSettings
@@ -72,12 +72,12 @@ def run(settings: RankingMethodsSettings) -> Result:
     run_directory = RunDirectory(settings)
     paths = convergence_paths(table, settings)
     convergence = convergence_table(paths)
-    against = default_table(paths)
+    against = favourite_table(paths)
     needed = needed_paths(settings)
     exponents = exponent_table(needed, settings)
     for name, frame in (
         ("convergence", convergence),
-        ("default_against_best", against),
+        ("favourite_against_best", against),
         ("needed", needed),
         ("exponents", exponents),
     ):
@@ -86,11 +86,11 @@ def run(settings: RankingMethodsSettings) -> Result:
         run_directory,
         Source(f"{len(SIMULATIONS)} simulated judges, and the {table.source().subtitle}", table.source().model),
         experiment="ranking_methods",
-        findings=[_default_finding(against), _size_finding(exponents, settings)],
+        findings=[_favourite_finding(against), _size_finding(exponents, settings)],
         figures={"ranking_methods": convergence_figure(convergence), "ranking_sizes": sizes_figure(needed)},
         tables=[
             Table(
-                "The default against the best other",
+                "The favourite against the best other",
                 "Mean tau over the budget; difference paired by seed, interval for all other methods at once.",
                 against,
             ),
@@ -106,7 +106,7 @@ def run(settings: RankingMethodsSettings) -> Result:
             f"all of it. {settings.n_seeds} seeds, {settings.size_seeds} for every number of tasks; intervals are Student's "
             "over them, those against the best other method Bonferroni's, since the best is picked after the fact."
         ),
-        summary={"default_against_best": against.to_dict("records"), "exponents": exponents.to_dict("records")},
+        summary={"favourite_against_best": against.to_dict("records"), "exponents": exponents.to_dict("records")},
         seconds=time.monotonic() - started,
     )
 
@@ -156,20 +156,20 @@ def convergence_table(paths: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def default_table(paths: pd.DataFrame) -> pd.DataFrame:
-    """The adaptive default less the best other method, by mean tau over the grid, paired by seed.
+def favourite_table(paths: pd.DataFrame) -> pd.DataFrame:
+    """The favourite less the best other method, by mean tau over the grid, paired by seed.
 
     The best is picked after the fact, so the interval is Bonferroni's for all other methods at once.
     """
     rows = []
     for (answers, judge), part in paths.groupby(["answers", "judge"], sort=False):
         means = part.pivot_table(index="seed", columns="method", values="tau", aggfunc="mean")
-        best = str(means.drop(columns=DEFAULT).mean().idxmax())
-        difference = (means[DEFAULT] - means[best]).to_numpy()
+        best = str(means.drop(columns=FAVOURITE).mean().idxmax())
+        difference = (means[FAVOURITE] - means[best]).to_numpy()
         level = 1 - 0.025 / (means.shape[1] - 1)
         margin = float(stats.t.ppf(level, len(difference) - 1) * np.std(difference, ddof=1) / np.sqrt(len(difference)))
         value = float(difference.mean())
-        row = {"answers": answers, "judge": judge, "tau": means[DEFAULT].mean(), "best_other": best}
+        row = {"answers": answers, "judge": judge, "tau": means[FAVOURITE].mean(), "best_other": best}
         row |= {"tau_best": means[best].mean()}
         rows.append(row | {"difference": value, "low": value - margin, "high": value + margin})
     return pd.DataFrame(rows)
@@ -209,7 +209,7 @@ def exponent_table(needed: pd.DataFrame, settings: RankingMethodsSettings) -> pd
     return pd.DataFrame(rows)
 
 
-def _default_finding(against: pd.DataFrame) -> Finding:
+def _favourite_finding(against: pd.DataFrame) -> Finding:
     worse, better = against[against["high"] < 0], against[against["low"] > 0]
     named = ", ".join(
         f"{row['judge']} ({row['answers']}; {row['best_other']} is ahead by {-row['difference']:.3f})"
@@ -222,9 +222,9 @@ def _default_finding(against: pd.DataFrame) -> Finding:
         for row in against.itertuples()
     )
     return Finding(
-        "The default",
-        f"Choosing pairs by {DEFAULT}, the default, is compared with the best of the other {len(METHODS) - 1} methods on "
-        f"{len(against)} kinds of judge: better beyond the interval on {len(better)}, {verdict}.",
+        "The favourite",
+        f"Choosing pairs by {FAVOURITE}, the rule made for ranks, is compared with the best of the other {len(METHODS) - 1} "
+        f"methods on {len(against)} kinds of judge: better beyond the interval on {len(better)}, {verdict}.",
         "ranking_methods",
         (f"{'answers':22s} {'judge':26s} tau     {'best other':16s} tau     difference", *rows),
     )
@@ -232,7 +232,7 @@ def _default_finding(against: pd.DataFrame) -> Finding:
 
 def _size_finding(exponents: pd.DataFrame, settings: RankingMethodsSettings) -> Finding:
     high = exponents[exponents["tau"] == _TAUS[-1]]
-    default = high[high["method"] == DEFAULT].iloc[0]
+    favourite = high[high["method"] == FAVOURITE].iloc[0]
     least, most = min(settings.sizes), max(settings.sizes)
     sizes = sorted(settings.sizes)
     rows = tuple(
@@ -242,9 +242,9 @@ def _size_finding(exponents: pd.DataFrame, settings: RankingMethodsSettings) -> 
     heading = f"{'tasks':18s}" + "".join(f"{n:>9d}" for n in sizes) + "   exponent"
     return Finding(
         "Number of tasks",
-        f"For a tau of {_TAUS[-1]} with low noise, {DEFAULT} takes {_count(default[f'n_{least}'])} comparisons for each of "
-        f"{least} tasks and {_count(default[f'n_{most}'])} for each of {most}: in all they grow as tasks to the power "
-        f"{_exponent(default)}.",
+        f"For a tau of {_TAUS[-1]} with low noise, {FAVOURITE} takes {_count(favourite[f'n_{least}'])} comparisons for each of "
+        f"{least} tasks and {_count(favourite[f'n_{most}'])} for each of {most}: in all they grow as tasks to the power "
+        f"{_exponent(favourite)}.",
         "ranking_sizes",
         (heading, *rows),
     )
@@ -270,15 +270,15 @@ def convergence_figure(convergence: pd.DataFrame) -> Figure:
             axes = plots.plain_style(panels[row][column])
             part = convergence[(convergence["answers"] == kind) & (convergence["judge"] == judge)]
             for (method, line), colour in zip(part.groupby("method", sort=False), plots.CYCLE, strict=False):
-                is_default = method == DEFAULT
+                is_favourite = method == FAVOURITE
                 axes.fill_between(line["per_task"], line["tau_low"], line["tau_high"], color=colour, alpha=0.12, linewidth=0)
                 axes.plot(
                     line["per_task"],
                     line["tau"],
                     color=colour,
-                    linewidth=2.4 if is_default else 1.1,
+                    linewidth=2.4 if is_favourite else 1.1,
                     label=str(method) if not (row or column) else None,
-                    zorder=3 if is_default else 2,
+                    zorder=3 if is_favourite else 2,
                 )
             axes.set_title(f"{judge}\n{kind}", fontsize=8)
             if row == len(kinds) - 1:

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from pydantic import Field
+from scipy import stats
 
 from elicit import (
     Context,
@@ -40,6 +41,10 @@ Detector = Literal["phrases", "judge"]
 CONTROL = "calibration"
 _ALL = "all but controls"
 _RESAMPLES = 500
+_LEVEL = 0.05
+_FEWEST_TASKS = 4
+_FEWEST_UNLIKE = 5
+"""Tasks that must differ from the commonest refusal rate; of fewer, an interval would be of how they happen to lie."""
 
 
 class RefusalCorrelationSettings(Settings):
@@ -93,7 +98,13 @@ def run(settings: RefusalCorrelationSettings) -> Result:
             table[table["task_id"].isin(controls.index)], labels, controls=controls, resamples=_RESAMPLES, seed=settings.seed
         )
         for (detector, table), (measure, labels) in itertools.product(refusals.items(), measures.items())
+        if _common(table, labels, controls) >= _FEWEST_TASKS
     }
+    if not related:
+        raise ValueError(
+            f"No detector of refusals is known with a measure of {_FEWEST_TASKS} tasks: the model is off format as a judge, "
+            f"or on {settings.wording} and {settings.scale}. `penchant preflight` shows what it can answer."
+        )
     rates = _rates(detected, settings.detectors)
     for name, table in (("completions", detected), ("rates", rates)):
         setup.run.save_table(name, table)
@@ -116,7 +127,11 @@ def run(settings: RefusalCorrelationSettings) -> Result:
         },
         tables=[
             Table("Refusal rates", "Share of completions; Wilson intervals over tasks.", rates),
-            Table("Correlations", "Over tasks; partial: of what length and origin leave of both.", correlations),
+            Table(
+                "Correlations",
+                "Over tasks; unlike: tasks without the commonest value; partial: of what length and origin leave of both.",
+                correlations,
+            ),
         ],
         methods=(
             f"Each of {len(setup.tasks)} tasks ({len(setup.tasks) - len(tasks)} of them requests that nobody should refuse) "
@@ -164,6 +179,11 @@ def _measures(setup: Setup, tasks: Sequence[Task], settings: RefusalCorrelationS
     return {"utility": utilities.labels(), settings.scale: labels[labels["target"] == settings.scale]}
 
 
+def _common(refused: pd.DataFrame, labels: pd.DataFrame, controls: pd.DataFrame) -> int:
+    """Number of tasks, controls left out, that have both labels."""
+    return len(set(refused["task_id"]) & set(labels["task_id"]) & set(controls.index))
+
+
 def _rates(detected: pd.DataFrame, detectors: Sequence[Detector]) -> pd.DataFrame:
     """Refusal rate by every detector, a task counting once: of all but the controls, of every origin, of the controls."""
     others = detected[detected["origin"] != CONTROL]
@@ -185,8 +205,9 @@ def _kappa(detected: pd.DataFrame, settings: RefusalCorrelationSettings) -> Esti
     if len(settings.detectors) < 2:
         return None
     known = detected.dropna(subset=list(settings.detectors))
-    if known.empty or not all((known[detector] > 0.5).any() for detector in settings.detectors):
-        return None  # where one finds nothing, there is nothing to agree about
+    refused = [known.loc[known[detector] > 0.5, "task_id"].nunique() for detector in settings.detectors]
+    if known.empty or min(refused) < _FEWEST_UNLIKE:
+        return None  # where one finds next to nothing, there is nothing to agree about
     said = [known[detector].to_numpy() > 0.5 for detector in settings.detectors]
     # Kappa needs sums of four indicators only, so whole tasks can be resampled by weights.
     indicators = np.stack([said[0] & said[1], said[0], said[1], np.ones_like(said[0])], axis=1).astype(float)
@@ -206,7 +227,7 @@ def _kappa_of(sums: np.ndarray) -> float:
 def _correlation_table(related: Mapping[tuple[Detector, str], Agreement]) -> pd.DataFrame:
     rows = []
     for (detector, measure), each in related.items():
-        row: dict[str, Any] = {"refusal_by": detector, "measure": measure, "tasks": each.pearson.n}
+        row: dict[str, Any] = {"refusal_by": detector, "measure": measure, "tasks": each.pearson.n, "unlike": _unlike(each)}
         for name in ("pearson", "spearman", "partial"):
             estimate: Estimate = getattr(each, name)
             row |= {name: estimate.value, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
@@ -223,7 +244,8 @@ def _rate_finding(rates: pd.DataFrame, settings: RefusalCorrelationSettings) -> 
             said.append(f"by {detector} nothing can be said, since the model as a judge is off format")
             continue
         others = part.drop([_ALL, CONTROL]).sort_values("rate")
-        most = f", most of {others.index[-1]} ({_share(others.iloc[-1])})" if others["rate"].max() > 0 else ""
+        highest = others[others["rate"] >= others["rate"].max() - 1e-12]
+        most = f", most of {' and '.join(highest.index)} ({_share(highest.iloc[0])})" if others["rate"].max() > 0 else ""
         alarms = f"; of the controls {_share(part.loc[CONTROL])}" if part.loc[CONTROL, "completions"] else ""
         said.append(f"by {detector} {_share(whole)} of {whole['tasks']:.0f} tasks{most}{alarms}")
     return Finding("Refusals", f"Refused are, {'; '.join(said)}.", "refusal_rates")
@@ -244,16 +266,39 @@ def _kappa_finding(kappa: Estimate) -> Finding:
 
 def _relation_finding(detector: Detector, measure: str, found: Agreement, n_relations: int) -> Finding:
     name = f"{detector}, {measure.replace('_', ' ')}"
-    if np.isnan(found.pearson.value):
-        return Finding(name, f"By {detector} all {found.pearson.n} tasks are refused alike, so nothing can be related to it.")
+    what = "The share of refusals by phrases" if detector == "phrases" else "The mean probability of refusal by the judge"
+    n = found.pearson.n
+    if (unlike := _unlike(found)) < _FEWEST_UNLIKE:
+        how = "are all alike" if unlike == 0 else f"differ in {unlike} of {n} tasks alone"
+        return Finding(
+            name,
+            f"Refusals by {detector} {how}, so nothing is said of how they go with {measure} (five tasks or more are needed).",
+        )
     beyond = f"; given length and origin, at {plain(found.partial)}" if found.partial else ""
+    p = min(1.0, n_relations * _p_of(found.pearson))
+    excludes = found.pearson.low > 0 or found.pearson.high < 0
+    verdict = (
+        f" Corrected for the {n_relations} relations looked at, p = {p:.2f}{'' if p <= _LEVEL else ', so none is claimed'}."
+        if excludes
+        else null_note(found.pearson, "relation")
+    )
     return Finding(
         name,
-        f"The share of refusals by {detector} correlates with {measure} at r = {plain(found.pearson)} over {found.pearson.n} "
-        f"tasks (rank correlation {plain(found.spearman)}){beyond}; it is one of {n_relations} relations looked at."
-        + null_note(found.pearson, "relation"),
+        f"{what} correlates with {measure} at r = {plain(found.pearson)} over {n} tasks (rank correlation "
+        f"{plain(found.spearman)}){beyond}; it is one of {n_relations} relations looked at.{verdict}",
         "refusal_against",
     )
+
+
+def _unlike(found: Agreement) -> int:
+    """Number of tasks whose refusal rate is not the commonest one."""
+    return len(found.tasks) - int(found.tasks["value_1"].round(9).value_counts().iloc[0])
+
+
+def _p_of(correlation: Estimate) -> float:
+    """Two-sided p of a correlation from its interval, on Fisher's scale."""
+    low, value, high = np.arctanh(np.clip([correlation.low, correlation.value, correlation.high], -0.999999, 0.999999))
+    return float(2 * stats.norm.sf(abs(value) / max((high - low) / (2 * stats.norm.ppf(0.975)), 1e-12)))
 
 
 def rates_figure(rates: pd.DataFrame, detectors: Sequence[Detector]) -> Figure:

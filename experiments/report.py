@@ -13,6 +13,9 @@ from matplotlib.figure import Figure
 from experiments.findings import Finding
 from store.provenance import stamp
 
+_FOLDED = 15
+"""Longer tables are folded."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -85,7 +88,7 @@ class Report:
         template = environment.from_string((resources.files("experiments") / "report.html.j2").read_text(encoding="utf-8"))
         figures = {name: Markup(_inline_svg(figure)) for name, figure in self.figures.items()}
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "figures"}
-        return template.render(**fields, figures=figures, versions=stamp())
+        return template.render(**fields, figures=figures, folded=_FOLDED, versions=stamp())
 
 
 def _inline_svg(figure: Figure) -> str:

@@ -12,7 +12,7 @@ from elicit import Endpoint, Task, TaskError, builtin_tasks, load_hub_tasks, loa
 from elicit.endpoint_server import Server
 from elicit.hub import PREFIX, PRESETS
 from experiments.shipped import model_source
-from interp import LocalModel, load_intervention
+from interp import LocalModel, PromptWriter, load_intervention
 
 _HUB_TASKS = 20_000
 """At most so many tasks of a data set on the hub are chosen from, the first ones."""
@@ -77,6 +77,11 @@ class RespondentSettings(BaseModel):
         description="Address of a server, such as http://127.0.0.1:8000/v1; without one, the model is loaded here.",
     )
     model: str | None = Field(default=None, description="Name under which the server knows the model.")
+    tokenizer: str | None = Field(
+        default=None,
+        description="Folder or hub id of the model's tokenizer: prompts are then written here, and the server completes them "
+        "as they are. For servers that do not go on with a begun answer (llama-cpp-python).",
+    )
     api_key_env: str | None = Field(
         default=None, description="Environment variable that holds the key; the key itself is kept nowhere."
     )
@@ -108,10 +113,18 @@ class RespondentSettings(BaseModel):
         return self
 
     def endpoint(self) -> Endpoint | None:
-        """The endpoint that these settings name, if they name one."""
+        """The endpoint that these settings name, if they name one.
+
+        Raises
+        ------
+        MissingModel
+            There is no such tokenizer.
+        """
         if self.base_url is None or self.model is None:
             return None
-        return Endpoint(self.base_url, self.model, **self.model_dump(exclude={"base_url", "model"}))
+        write = PromptWriter.load(self.tokenizer) if self.tokenizer else None
+        options = self.model_dump(exclude={"base_url", "model", "tokenizer"})
+        return Endpoint(self.base_url, self.model, write=write, **options)
 
 
 class Settings(RunSettings):
@@ -199,7 +212,7 @@ class Settings(RunSettings):
         """
         found: dict[str, Task] = {}
         for source in self.tasks:
-            for task in _read_source(source, builtin):
+            for task in read_source(source, builtin):
                 if task.id in found:
                     raise TaskError(
                         f"The id {task.id!r} in {source} was used before; tasks are joined by id, so each needs its own."
@@ -218,7 +231,8 @@ def needs_weights(settings: Settings, what: str = "") -> str:
     )
 
 
-def _read_source(source: str, builtin: Callable[[], list[Task]]) -> list[Task]:
+def read_source(source: str, builtin: Callable[[], list[Task]] = builtin_tasks) -> list[Task]:
+    """Read the tasks of one source, as `Settings.tasks` names it; `builtin` is what the source of that name stands for."""
     if source == "builtin":
         return builtin()
     if source in PRESETS or source.startswith(PREFIX):
@@ -233,7 +247,7 @@ def _explain(problem: Any, settings: type[BaseModel], where: str) -> str:
         near = difflib.get_close_matches(key, valid, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {valid}."
         return f"Unknown key {key!r} in {where}: {hint}"
-    if key.startswith("respondent"):  # an address may hold what should not be shown
+    if key.startswith(("respondent", "rewriter")):  # an address may hold what should not be shown
         return f"{key} in {where}: {problem['msg']}."
     return f"{key} in {where} is {problem['input']!r}: {problem['msg']}."
 

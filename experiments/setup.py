@@ -26,7 +26,8 @@ class Setup:
 
         Tasks are loaded by the caller, before: a wrong task file is then an error within a second.
         """
-        return cls(settings, RunDirectory(settings), settings.load_respondent(), tasks)
+        respondent = settings.load_respondent()  # a model that is not there leaves no run directory behind
+        return cls(settings, RunDirectory(settings), respondent, tasks)
 
     @property
     def model(self) -> LocalModel:

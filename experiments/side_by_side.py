@@ -7,12 +7,12 @@ between two runs is one from what all tasks that both have do on average.
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float
-from scipy import stats
+from scipy import optimize, stats
 
 from elicit.reliability import Agreement, agreement, dyadic_estimate
 from elicit.reliability.agreement import correlation
@@ -23,6 +23,8 @@ Scale = Literal["centred", "standardised", "as_is"]
 
 LEVEL = 0.05
 LEAST_TASKS = 4
+_POWER = 0.8
+_QUANTILES = (np.arange(2000) + 0.5) / 2000
 _LEAST_RELIABLE = 0.1
 """With less, a correlation is divided by next to nothing."""
 _LOGITS, _PROBITS = ("least squares", "bradley-terry"), ("thurstone", "thurstone sigmas")
@@ -260,6 +262,31 @@ def origin_differences(scaled: OnOneScale, origins: Mapping[str, str], *, resamp
                 p = float(2 * stats.t.sf(abs(difference) / se, n - 1)) if se > 0 else np.nan
             parts.append(row | {"se": se, "low": difference - margin, "high": difference + margin, "p": p})
     return pd.DataFrame(parts).pipe(_corrected)
+
+
+def smallest_origin_difference(by_origin: pd.DataFrame) -> float:
+    """Difference that one origin alone shows four times in five at the corrected level, the median over what is tested.
+
+    The level is Bonferroni's over all tests: Benjamini and Hochberg's where nothing else differs. The power is that of
+    Student's t with the degrees of freedom of each origin.
+    """
+    tested = by_origin.dropna(subset=["p"])
+    reach = {n: _reach(n - 1, LEVEL / len(tested)) for n in tested["n"].astype(int).unique()}
+    return float((tested["n"].astype(int).map(reach) * tested["se"]).median())
+
+
+def _reach(df: int, level: float) -> float:
+    """Standard errors from zero at which a two-sided t test finds an effect four times in five."""
+    critical = float(stats.t.isf(level / 2, df))
+    most = critical * float(np.sqrt(stats.chi2.ppf(0.95, df) / df)) + 3
+    found: Any = optimize.brentq(lambda shift: _power(shift, critical, df) - _POWER, 0.0, most)
+    return float(found)
+
+
+def _power(shift: float, critical: float, df: int) -> float:
+    """Chance that (z + shift) / sqrt(chi² / df) exceeds the critical value, over quantiles of chi²."""
+    chi = np.sqrt(stats.chi2.ppf(_QUANTILES, df) / df)
+    return float(stats.norm.sf(critical * chi - shift).mean())
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:

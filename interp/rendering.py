@@ -133,7 +133,7 @@ class Renderer:
         contents = [message.content for message in question.messages]
         roles = tuple(message.role for message in question.messages)
         system = question.system
-        if system == "" and self.system_role == "first user turn":
+        if system == "" and (self.system_role == "first user turn" or not self.has_chat_template):
             has_system, placed = False, "none"
         else:
             has_system = system is not None

@@ -65,6 +65,10 @@ class Direction(Linear):
         unit = (np.asarray(vector, dtype=np.float64) / length).astype(np.float32)
         return cls(unit, layer, model, {"length": length, **provenance})
 
+    def __repr__(self) -> str:
+        made = self.provenance.get("method", "given")
+        return f"Direction({made} at {layer_name(self.layer)} of {self.model.name}, {len(self.vector)} values)"
+
     @property
     def _terms(self) -> "tuple[tuple[float, Direction], ...]":
         return ((1.0, self),)
@@ -98,6 +102,9 @@ class SteeringVector:
     norm: float
     calibration: Mapping[str, Any] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        return f"SteeringVector({self.direction!r}, norm {self.norm:.4g})"
+
     __array_ufunc__: ClassVar[None] = None  # so that a numpy number on the left meets the refusal too
 
     def __post_init__(self) -> None:
@@ -125,7 +132,7 @@ class SteeringVector:
 class Probe:
     """A linear read-out of one layer and position: `residual @ weight + intercept`, in raw activation space."""
 
-    weight: Float[np.ndarray, " d_model"]
+    weight: Float[np.ndarray, " d_model"] = field(repr=False)
     intercept: float
     layer: int
     position: str

@@ -19,6 +19,8 @@ from store.records import REFUSAL, Answer, Outcome, Question
 
 SCHEMA_VERSION = 2
 """Version 1 had no `bounds` and no `spread`; it is brought up to date when it is opened."""
+_PATIENCE = 30.0
+"""Seconds for which a writer waits for another."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS answers (
@@ -99,7 +101,7 @@ class MeasurementLog:
         if self.path != ":memory:":
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._connection = sqlite3.connect(self.path, timeout=30)
+            self._connection = sqlite3.connect(self.path, timeout=_PATIENCE)
             # A network file system may refuse WAL; SQLite then stays with its rollback journal, which is as safe.
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
@@ -142,7 +144,22 @@ class MeasurementLog:
             self._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def put(self, entries: Iterable[Entry]) -> None:
-        """Write entries in one transaction; an entry with a known key replaces the old one."""
+        """Write entries in one transaction; an entry with a known key replaces the old one.
+
+        Raises
+        ------
+        OSError
+            Another process keeps the file locked, or the disk is full.
+        """
+        try:
+            self._put(entries)
+        except sqlite3.OperationalError as error:
+            raise OSError(
+                f"{self.path} cannot be written ({error}). If another process has been at it for {_PATIENCE:g} seconds, wait "
+                "for it, or give each process a log of its own and join them: penchant log merge."
+            ) from error
+
+    def _put(self, entries: Iterable[Entry]) -> None:
         asked_at = datetime.now(UTC).isoformat(timespec="seconds")
         with self._connection:
             self._connection.executemany(
@@ -204,7 +221,8 @@ class MeasurementLog:
             (prefix, prefix + "~"),
         ).fetchall()
         if len(rows) != 1:
-            raise KeyError(f"{'Several keys' if rows else 'No key'} in {self.path} begin with {prefix!r}; expected one.")
+            found = f"Several keys in {self.path} begin" if rows else f"No key in {self.path} begins"
+            raise KeyError(f"{found} with {prefix!r}; expected one.")
         key, respondent, question, *columns = rows[0]
         return Entry(key, respondent, Question.from_dict(json.loads(question)), _answer(*columns))
 

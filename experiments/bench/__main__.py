@@ -6,6 +6,8 @@ import sys
 BENCHMARKS = {
     "ask": "Exact scoring of choices and ratings, against plain forward passes and lm-evaluation-harness.",
     "capture": "Capturing residual streams, against hand-written loops and other libraries; how much of a GPU is used.",
+    "costs": "What the usual work takes in questions, tokens, GPU-hours, memory, disk and money; nothing is asked.",
+    "designs": "Whether intervals hold after active learning, by design; simulated judges.",
     "fit": "Fitting utilities, against choix and a plain PyTorch fit of a sigma per task; and how cost grows.",
     "probe": "Ridge probes of many targets and permutations, against scikit-learn and himalaya.",
     "store": "Reading and writing activations, against memory copies and plain h5py.",

@@ -64,6 +64,7 @@ def main(arguments: Sequence[str]) -> int:
             Literal["auto", "float32", "bfloat16"],
             Field(description="Of the model: auto is float32 on a CPU, the checkpoint's on a GPU."),
         ] = "auto"
+        device: Annotated[str, Field(description="auto, cpu, cuda, cuda:1, ...")] = "auto"
         store_dtype: Annotated[
             Literal["auto", "float32", "bfloat16"], Field(description="Of the file: auto is the model's.")
         ] = "auto"
@@ -113,7 +114,7 @@ def main(arguments: Sequence[str]) -> int:
     if settings.shard is not None:
         part = Shard.parse(settings.shard)
         tasks, out = part.of(tasks), part.path(out)
-    model = LocalModel.load(settings.model, backend=settings.backend, dtype=settings.dtype)
+    model = LocalModel.load(settings.model, backend=settings.backend, dtype=settings.dtype, device=settings.device)
     where = {"layers": settings.layers, "positions": settings.positions, "dtype": settings.store_dtype, "unfit": settings.unfit}
     ids = [task.id for task in tasks]
     if settings.complete:

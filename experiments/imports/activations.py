@@ -72,7 +72,7 @@ def import_activations(
     if source.is_dir():
         found = _of_data_set(source, id_column, split, names)
     elif source.suffix == ".npz":
-        found = _of_npz(source)
+        found = read_npz(source)
     elif source.suffix == ".safetensors":
         found = _of_safetensors(source)
     elif source.suffix == ".parquet":
@@ -119,7 +119,14 @@ def _check_npz(source: Path) -> None:
             _check_fits(sum(member.file_size for member in archive.infolist()), source)
 
 
-def _of_npz(source: Path) -> dict[str, np.ndarray]:
+def read_npz(source: Path) -> dict[str, np.ndarray]:
+    """Plain arrays of an npz file; nothing is unpickled.
+
+    Raises
+    ------
+    ForeignFileError
+        The file cannot be read, or would not fit in memory.
+    """
     _check_npz(source)
     try:
         with np.load(source, allow_pickle=False) as archive:

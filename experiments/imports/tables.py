@@ -4,6 +4,7 @@ Nothing is unpickled or constructed. Cells of text files stay texts until a colu
 `007` and `NA` survive.
 """
 
+import csv
 import difflib
 import hashlib
 import json
@@ -55,6 +56,9 @@ def read_foreign_table(path: Path) -> pd.DataFrame:
         table = _read(path, suffix)
     except ForeignFileError:
         raise
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise ForeignFileError(f"{path} is not UTF-8 (it has the byte 0x{byte:02x}); save it as UTF-8.") from error
     except Exception as error:  # a file from elsewhere fails in any way
         raise ForeignFileError(f"{path} cannot be read as {suffix[1:].upper()}: {error}") from error
     if table.empty:
@@ -67,8 +71,7 @@ def read_foreign_table(path: Path) -> pd.DataFrame:
 def _read(path: Path, suffix: str) -> pd.DataFrame:
     match suffix:
         case ".csv" | ".tsv":
-            separator = "\t" if suffix == ".tsv" else ","
-            return pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+            return _separated(path, "\t" if suffix == ".tsv" else ",")
         case ".parquet":
             import pyarrow.parquet as pq
 
@@ -82,6 +85,56 @@ def _read(path: Path, suffix: str) -> pd.DataFrame:
         case ".json":
             return _of_nesting(json.loads(path.read_text(encoding="utf-8-sig")), path)
     return _of_nesting(yaml.safe_load(path.read_text(encoding="utf-8-sig")), path)
+
+
+def _separated(path: Path, separator: str) -> pd.DataFrame:
+    """CSV or TSV. Pandas takes short rows for rows with empty cells, so these are looked for where the last cell is empty."""
+    try:
+        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, na_values=[""], encoding="utf-8-sig")
+    except pd.errors.ParserError as error:
+        _check_lines(path, separator, unclosed="EOF inside string" in str(error))
+        raise
+    if len(table) and (table.iloc[:, -1].isna().any() or not isinstance(table.index, pd.RangeIndex)):
+        _check_lines(path, separator)
+    return table
+
+
+def _check_lines(path: Path, separator: str, *, unclosed: bool = False) -> None:
+    """Raise a ForeignFileError that names the first line with more or fewer fields than there are columns.
+
+    With `unclosed` it names the line on which the last row begins, whose quotation mark is never closed.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator)
+        columns: list[str] = []
+        end = begins = 0
+        try:
+            for row in reader:
+                begins, end = end + 1, reader.line_num
+                if not row or (len(row) == 1 and not row[0].strip()):
+                    continue
+                columns = columns or row
+                if len(row) != len(columns) and not unclosed:
+                    raise ForeignFileError(_uneven(f"Line {begins} of {path}", row, columns, separator))
+        except csv.Error:
+            return  # a cell too long for this reader, which is not what is looked for
+    if unclosed:
+        raise ForeignFileError(
+            f"Line {begins} of {path} opens a text with a quotation mark that is never closed; close it, and write a mark "
+            'inside a text twice: "he said ""yes""".'
+        )
+
+
+def _uneven(where: str, row: Sequence[str], columns: Sequence[str], separator: str) -> str:
+    named = ", ".join(columns[:_SHOWN]) + (", ..." if len(columns) > _SHOWN else "")
+    mark = "tabs" if separator == "\t" else "commas"
+    way_out = (
+        f'put quotes around a text with {mark}: "one{separator}two"'
+        if len(row) > len(columns)
+        else f"a cell that is empty needs its {mark[:-1]} too"
+    )
+    has = f"{len(row)} field{'s' if len(row) > 1 else ''}"
+    return f"{where} has {has}; expected {len(columns)} ({named}): {way_out}."
 
 
 def _json_lines(path: Path) -> list[Any]:

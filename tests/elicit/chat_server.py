@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 ENDS = "<|im_end|>"
 KEY_NAME, KEY = "PENCHANT_TEST_KEY", "sk-secret-5f2e9a"
@@ -35,6 +36,8 @@ class ChatServer:
         Next-token probabilities, from the last user turn and what the assistant is made to say.
     prefill
         Whether a last assistant turn is continued: `fields` (as vLLM, when told to), `always` (as llama.cpp) or `never`.
+    takes_tokens, counts
+        Whether completions of prompts may be given as tokens; how many tokens the server says that a prompt has.
     """
 
     def __init__(
@@ -50,9 +53,12 @@ class ChatServer:
         key: str | None = None,
         says: str = "A.",
         delay: Callable[[int], float] = lambda number: 0.0,
+        takes_tokens: bool = True,
+        counts: Callable[[Any], int] = len,
     ) -> None:
         self.table, self.prefill, self.trims, self.log_probs, self.most_listed = table, prefill, trims, log_probs, most_listed
         self.tokens, self.model, self.key, self.says, self.delay = list(tokens), model, key, says, delay
+        self.takes_tokens, self.counts = takes_tokens, counts
         self.requests: list[dict] = []
         self.authorizations: list[str | None] = []
         self.faults: list[tuple[int, str, dict[str, str]]] = []
@@ -105,7 +111,7 @@ class ChatServer:
         if path == "/tokenize" and self.tokens:
             ids = [self.tokens.index(body["prompt"])] if body["prompt"] in self.tokens else [0, 0]
             return 200, json.dumps({"tokens": ids}), {}
-        if path != "/v1/chat/completions":
+        if path not in ("/v1/chat/completions", "/v1/completions"):
             return 404, json.dumps({"error": {"message": "no such path"}}), {}
         with self._lock:
             self.requests.append(body)
@@ -119,9 +125,25 @@ class ChatServer:
             return 401, json.dumps({"error": {"message": f"Incorrect API key provided: {authorization}"}}), {}
         if body["model"] != self.model:
             return 404, json.dumps({"error": {"message": f"The model `{body['model']}` does not exist."}}), {}
+        if path == "/v1/completions":
+            if isinstance(body["prompt"], list) and not self.takes_tokens:
+                return 422, json.dumps({"error": {"message": "prompt: Input should be a valid string"}}), {}
+            return 200, json.dumps(self._raw_completion(body)), self.headers
         if body.get("logprobs") and body["top_logprobs"] > self.most_listed:
             return 400, json.dumps({"error": {"message": f"top_logprobs must be at most {self.most_listed}"}}), {}
         return 200, json.dumps(self._completion(body)), self.headers
+
+    def _raw_completion(self, body: dict) -> dict:
+        """The older form, where a list of tokens is by text; `table` is given the prompt as it came."""
+        chances = self.table(body["prompt"], "")
+        ranked = sorted(chances.items(), key=lambda item: -item[1])
+        chosen: dict = {"index": 0, "text": ranked[0][0], "finish_reason": "length"}
+        if body["max_tokens"] > 1:
+            chosen |= {"text": self.says, "finish_reason": "stop"}
+        elif body.get("logprobs"):
+            tops = {token: math.log(chance) for token, chance in ranked[: body["logprobs"]]}
+            chosen["logprobs"] = {"tokens": [ranked[0][0]], "token_logprobs": [tops[ranked[0][0]]], "top_logprobs": [tops]}
+        return {"choices": [chosen], "usage": {"prompt_tokens": self.counts(body["prompt"]), "completion_tokens": 1}}
 
     def _completion(self, body: dict) -> dict:
         said = _said(body)
@@ -149,9 +171,13 @@ class ChatServer:
 
 
 def _last_user(body: dict) -> str:
+    if "prompt" in body:
+        return ""
     return next(message["content"] for message in reversed(body["messages"]) if message["role"] == "user")
 
 
 def _said(body: dict) -> str:
+    if "prompt" in body:
+        return ""
     last = body["messages"][-1]
     return last["content"] if last["role"] == "assistant" else ""

@@ -295,8 +295,8 @@ def planted(n, seed=0, sd=1.5):
 class ExactJudge:
     """Answers pairs in both orders, and notes them; what a pair owes to itself alone does not depend on when it is asked."""
 
-    def __init__(self, utilities, own=0.0, position=0.4):
-        self.utilities, self.own, self.position = utilities, own, position
+    def __init__(self, utilities, own=0.0, position=0.4, seed=0):
+        self.utilities, self.own, self.position, self.seed = utilities, own, position, seed
         self.batches = []
 
     def __call__(self, pairs):
@@ -304,7 +304,7 @@ class ExactJudge:
         rows = []
         for pair in pairs:
             low, high = sorted(pair)
-            itself = self.own * np.random.default_rng([int(low[1:]), int(high[1:])]).normal()
+            itself = self.own * np.random.default_rng([self.seed, int(low[1:]), int(high[1:])]).normal()
             for first, second, sign in ((low, high, 1), (high, low, -1)):
                 logit = self.utilities[first] - self.utilities[second] + self.position + sign * itself
                 rows.append((first, second, "w", "chose", logit, special.expit(logit)))
@@ -339,6 +339,20 @@ def test_active_learning_recovers_planted_utilities(design):
     assert learned.history["accuracy"].iloc[-1] > 0.75
     assert learned.trajectory.shape == (len(learned.history), 24)
     np.testing.assert_array_equal(learned.trajectory[-1], learned.utilities.values)
+
+
+def test_intervals_of_the_default_hold_where_nothing_is_preferred_and_those_of_a_rule_that_asks_what_looks_close_do_not():
+    def coverage(design):
+        held = []
+        for seed in range(6):
+            judge = ExactJudge(planted(60, sd=0), own=1.0, seed=seed)
+            stop = Stop(rank_correlation=None, pairs=300)
+            table = learn(judge, ids(60), stop=stop, seed=seed, **({"design": design} if design else {})).utilities.labels()
+            held.append(((table["low"] <= 0) & (table["high"] >= 0)).mean())
+        return np.mean(held)
+
+    assert coverage(None) > 0.92
+    assert coverage(InformationGain()) < 0.75
 
 
 @each_design
@@ -463,7 +477,11 @@ def test_learning_from_sampled_answers_ranks_planted_strengths():
     utilities = planted(16, sd=2.5)
     judge = SamplingJudge(utilities)
     estimator = BradleyTerry(resamples=20)
-    learned = learn(judge, ids(16), estimator=estimator, stop=Stop(rank_correlation=None, pairs=100), hold_out=0.2)
+    until = Stop(rank_correlation=None, pairs=100)
+    learned = learn(judge, ids(16), estimator=estimator, stop=until, hold_out=0.2)
+    at_random = SamplingJudge(utilities)
+    learn(at_random, ids(16), estimator=estimator, design=RandomMatching(), stop=until, hold_out=0.2)
+    assert judge.asked == at_random.asked
     assert learned.utilities.method == "bradley-terry" and learned.reason == "the budget of 100 pairs is spent"
     assert stats.spearmanr(learned.utilities.values, utilities).statistic > 0.85
     assert set(learned.comparisons["p_first"]) == {0.0, 1.0}

@@ -99,6 +99,13 @@ def test_an_option_that_is_not_listed_is_bounded_by_the_last_one_that_is():
     assert "not listed in the top k: 'B' (up to 0.002)" in answer.error
 
 
+def test_what_is_not_listed_is_not_bounded_by_a_servers_rounding():
+    """Lists are rounded, so that they may sum to more than one, and what is left to less than nothing."""
+    assert Listing({"A": math.log(0.9), "C": math.log(0.1001)}).floor == pytest.approx(1e-5)
+    assert Listing({"A": math.log(0.9), "C": math.log(0.06)}).floor == pytest.approx(0.04)
+    assert Listing({"A": math.log(0.9), "C": math.log(0.02)}).floor == pytest.approx(0.02)
+
+
 def test_where_no_option_is_listed_there_is_no_vote_and_no_even_split():
     with serving(lambda last, said: {f"w{number}": 0.04 for number in range(20)}) as server:
         asked = choice.questions([Task("a", "Sing."), Task("b", "Dance.")], [("a", "b")])

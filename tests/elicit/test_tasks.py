@@ -53,7 +53,9 @@ def test_tasks_are_read_from_every_kind_of_file(tmp_path, kind):
         ('{"id": "a", "text": "x"}\n{"id": "a", "text": "y"}', "line 2: id 'a' was used on line 1 already"),
         ('{"id": "a", "text": "x"}\n\n{"id": "b", "text": "  "}', "line 3: text is empty"),
         ('{"id": "a", "text": 7}', "line 1: text is 7; expected a string"),
-        ('{"text": "x"}', "line 1: id is None; expected a string"),
+        ('{"text": "x"}', "line 1: there is no 'id'; it has 'text'"),
+        ('{"id": null, "text": "x"}', "line 1: id is None; expected a string"),
+        ('{"id": "a", "prompt": "x"}', "line 1: there is no 'text'; it has 'id', 'prompt'"),
         ('{"id": "a"', "line 1: not JSON"),
         ("[1]", r"line 1: expected an object, got \[1\]"),
     ],
@@ -69,6 +71,13 @@ def test_line_numbers_in_csv_count_lines_and_not_rows(tmp_path):
     path = tmp_path / "tasks.csv"
     path.write_text('id,text\na,"two\nlines"\nb,\n')
     with pytest.raises(TaskError, match="line 4: text is empty"):
+        load_tasks(path)
+
+
+def test_a_text_with_commas_outside_quotes_in_csv_is_an_error_rather_than_half_a_text(tmp_path):
+    path = tmp_path / "tasks.csv"
+    path.write_text("id,text,origin\na,Add one, two and three.,sums\nb,Sing.,songs\n")
+    with pytest.raises(TaskError, match="line 2: 4 fields in 3 columns; quote texts with commas"):
         load_tasks(path)
 
 
@@ -120,3 +129,25 @@ def test_real_task_files_are_read_whole():
     everything = [task for part in tasks.values() for task in part]
     sample = sample_tasks(everything, 20, seed=1)
     assert len(sample) == 60 and {task.origin for task in sample} == set(tasks)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('id,text\na,"Write a haiku about moss.\nb,Write another.\n', r"line 2: .* perhaps a quote that is never closed"),
+        ('id,text\na,One.\n"b"c,Two.\n', r"line 3: .* is not CSV"),
+    ],
+)
+def test_a_quote_that_does_not_close_swallows_no_tasks(tmp_path, text, message):
+    path = tmp_path / "tasks.csv"
+    path.write_text(text)
+    with pytest.raises(TaskError, match=message):
+        load_tasks(path)
+
+
+def test_a_file_that_is_not_utf8_is_named_with_the_way_out(tmp_path):
+    path = tmp_path / "tasks.csv"
+    path.write_bytes("id,text\na,Order a café.\n".encode("latin-1"))
+    for read in (load_tasks, read_ids):
+        with pytest.raises(TaskError, match=r"tasks.csv is not UTF-8 .it has the byte 0xe9.; save it as UTF-8"):
+            read(path)

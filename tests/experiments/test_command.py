@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -21,7 +22,7 @@ def test_every_experiment_is_listed_with_one_line(capsys):
     assert "penchant EXPERIMENT --config F" in capsys.readouterr().out
 
 
-STUDIES = {"calibration": "--table", "compare": "--runs", "ranking_methods": "--table"}
+STUDIES = {"calibration": "--table", "compare": "--runs", "explore": "--runs", "ranking_methods": "--table"}
 """Experiments that ask no model anything, and where each takes its answers from."""
 
 
@@ -127,3 +128,16 @@ def test_an_empty_task_file_is_an_error_and_not_a_traceback(capsys, monkeypatch,
     (tmp_path / "tasks.jsonl").write_text("")
     assert main(["demo", "--tasks", "tasks.jsonl"]) == 1
     assert "tasks.jsonl has no tasks" in capsys.readouterr().err
+
+
+def test_whoever_stops_reading_what_is_printed_gets_no_error():
+    command = f"{sys.executable} -m experiments.cli --help | head -1"
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, cwd=Path(__file__).parents[2]
+    )
+    assert done.stdout.startswith("penchant:") and done.stderr == "" and done.returncode == 0
+
+
+def test_a_model_that_is_not_there_leaves_no_run_directory(tmp_path, capsys):
+    assert main(["position_bias", "--model", "smolm2-135m", "--out", str(tmp_path / "run")]) == 1
+    assert "did you mean 'smollm2-135m'" in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -57,7 +57,7 @@ def test_an_answer_is_shown_token_by_token(log, embedded):
     # One-token options without terminators: the likeliest of them is among the next tokens with its own probability.
     likeliest = max(entry.answer.log_probs.values())
     assert any(abs(p - 2.718281828459045**likeliest) < 0.02 for _, p in embedded.next_tokens(entry.question, 20))
-    with pytest.raises(KeyError, match=r"No key in .* begin with 'zz'; expected one"):
+    with pytest.raises(KeyError, match=r"No key in .* begins with 'zz'; expected one"):
         log.find("zz")
     with pytest.raises(KeyError, match="Several keys"):
         log.find("")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from experiments import compare
 from experiments.cli import main
@@ -15,9 +16,11 @@ from experiments.side_by_side import (
     on_one_scale,
     origin_differences,
     same_choices,
+    smallest_origin_difference,
     task_differences,
 )
 from store import write_labels
+from store.estimates import POWER_FACTOR
 
 ORIGINS = {
     f"{origin}_{number:02d}": origin for origin in ("art", "code", "law", "math", "news", "play") for number in range(12)
@@ -148,6 +151,17 @@ def test_intervals_of_origins_contain_the_truth_as_often_as_they_say():
     assert 0.91 <= float(np.mean(covered)) <= 0.99
 
 
+@pytest.mark.parametrize(("n", "tests"), [(4, 4), (6, 12), (40, 1)])
+def test_the_smallest_difference_of_one_origin_is_found_four_times_in_five_after_correction(n, tests):
+    se = 0.3
+    table = pd.DataFrame({"n": [n] * tests, "se": se, "p": 0.5})
+    smallest = smallest_origin_difference(table)
+    drawn = np.random.default_rng(0).normal(smallest, se * np.sqrt(n), size=(20_000, n))
+    p = stats.ttest_1samp(drawn, 0.0, axis=1).pvalue
+    assert (p <= LEVEL / tests).mean() == pytest.approx(0.8, abs=0.015)
+    assert smallest > POWER_FACTOR * se
+
+
 def test_corrected_p_values_are_those_of_benjamini_and_hochberg(utilities):
     random = np.random.default_rng(6)
     labels = {name: labels_of(utilities + random.normal(scale=0.3, size=72), 0.2) for name in "abc"}
@@ -246,7 +260,7 @@ def test_the_command_names_what_runs_lack(utilities, tmp_path, capsys, monkeypat
     pd.DataFrame({"first": ["a"]}).to_parquet("asked/tables/comparisons.parquet")
     (tmp_path / "nothing").mkdir()
     cases = {
-        ("a",): "1 run directories were given; expected two or more",
+        ("a",): "1 run directory was given; expected two or more",
         ("a", "absent"): "There is no run directory absent",
         ("a", "nothing"): "nothing has no tables/labels.parquet: runs that fit utilities",
         ("a", "asked"): "penchant fit asked --out runs/fitted makes them of its comparisons",
@@ -254,7 +268,7 @@ def test_the_command_names_what_runs_lack(utilities, tmp_path, capsys, monkeypat
         ("a", "flat"): "All 72 tasks have one value in flat",
         ("a", "a"): "The runs are called a, a; expected a name for each",
         ("a", "others"): "0 tasks are in all runs, and at least 4 are needed (a has 72, others has 72)",
-        ("a", "rated", "--names", "x"): "1 names were given for 2 runs",
+        ("a", "rated", "--names", "x"): "1 name was given for 2 runs",
     }
     for arguments, message in cases.items():
         assert main(["compare", "--out", "out", "--runs", *arguments]) == 1

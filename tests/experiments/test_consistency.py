@@ -126,6 +126,7 @@ def test_template_sensitivity_runs_on_the_real_model_and_repeats_for_nothing(cou
     assert template_sensitivity.run(settings).summary == result.summary and not counted
 
 
+@pytest.mark.slow
 def test_seed_sensitivity_runs_on_the_real_model_and_repeats_for_nothing(counted, tmp_path):
     settings = SeedSensitivitySettings(out=tmp_path / "s", per_origin=2, degree=3, n_seeds=3, n_designs=2)
     result = seed_sensitivity.run(settings)

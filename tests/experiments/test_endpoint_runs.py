@@ -1,15 +1,21 @@
 """Experiments that only ask run on a model behind a server; those that need its weights say so. The key is written nowhere."""
 
+import importlib
+import warnings
 import zlib
+from dataclasses import replace
 
 import pytest
 
+from elicit import ask
 from experiments import position_bias, probe_sweep
 from experiments.cli import main, parse_settings
 from experiments.position_bias import PositionBiasSettings
 from experiments.probe_sweep import ProbeSweepSettings
-from experiments.settings import ConfigError, Settings
-from tests.elicit.chat_server import KEY, KEY_NAME, ChatServer
+from experiments.settings import ConfigError, RespondentSettings, Settings
+from store import MeasurementLog, Option
+from tests.conftest import pair_question
+from tests.elicit.chat_server import ENDS, KEY, KEY_NAME, ChatServer
 
 TEMPLATES = ("would_rather", "pick_one,labels=12")
 
@@ -48,6 +54,34 @@ def test_position_bias_runs_on_a_server_and_repeats_for_nothing(server, tmp_path
     assert len(written) > 8 and not [path for path in written if KEY.encode() in path.read_bytes()]
 
 
+def answering(last, said):
+    """A server that answers choices and scales on format: labels, numbers, and what ends them."""
+    if said[-1:].isdigit() or said.endswith(("yes", "no", "good", "bad", "neutral")):
+        return {"\n": 0.9, ".": 0.05, ENDS: 0.04, "q": 1e-9}
+    lean, space = 0.1 * (zlib.crc32(last.encode()) % 100) / 100, " " if said else ""
+    chances = zip("AB12345.", (0.3 + lean, 0.2, 0.1 - lean / 2, 0.08, 0.05, 0.05, 0.05, 1e-7), strict=True)
+    words = {"yes": 0.02, " yes": 0.05, "no": 0.01, " no": 0.01, ENDS: 1e-7, "\n": 1e-9}
+    return {f"{space}{label}": chance for label, chance in chances} | words
+
+
+@pytest.mark.parametrize(
+    "name", ["bail", "opt_out", "refusal_correlation", "seed_sensitivity", "sysprompt_grid", "transitivity"]
+)
+def test_experiments_that_only_ask_run_on_a_server(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("interp.LocalModel.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    module = importlib.import_module(f"experiments.{name}")
+    with ChatServer(answering) as server:
+        respondent = RespondentSettings(base_url=server.url, model="tabled")
+        quick = dict(module.SETTINGS.QUICK) | {"out": tmp_path / name, "per_origin": 2, "respondent": respondent}
+        result = module.run(module.SETTINGS(**quick))
+        assert server.asked and "tabled (as served on 127.0.0.1:" in result.screen
+        n_requests = len(server.requests)
+        assert [each.sentence for each in module.run(module.SETTINGS(**quick)).findings] == [
+            each.sentence for each in result.findings
+        ]
+        assert len(server.requests) == n_requests
+
+
 def test_what_needs_the_weights_refuses_a_server(server, tmp_path, capsys):
     respondent = {"base_url": server.url, "model": "tabled"}
     with pytest.raises(
@@ -71,3 +105,44 @@ def test_settings_that_do_not_name_a_server_rightly_are_errors():
         with pytest.raises(ConfigError, match=message) as refused:
             Settings.of({"respondent": values})
         assert "hunter2" not in str(refused.value)
+
+
+def test_preflight_says_what_a_server_can_do_and_which_templates_it_can_answer(server, capsys):
+    flags = ["--respondent.base-url", server.url, "--respondent.model", "tabled", "--respondent.api-key-env", KEY_NAME]
+    asked = ["--templates", "choice:would_rather", "choice:pick_one,labels=12", "rating:likert_5"]
+    assert main(["preflight", *flags, *asked]) == 1
+    shown = capsys.readouterr().out
+    assert "tabled at 127.0.0.1:" in shown and "of the 20 likeliest tokens" in shown and KEY not in shown
+    rows = {line.split()[1]: line for line in shown.splitlines() if line.strip().startswith(("choice ", "rating "))}
+    assert rows["would_rather"].split()[-2] == "ok" and float(rows["would_rather"].split()[-1]) > 0
+    assert "off format" in rows["likert_5"] or "not all listed" in rows["likert_5"]
+    assert "1 of 3 templates" in shown
+
+
+def test_preflight_of_a_server_that_cannot_be_made_to_go_on_or_lists_nothing(capsys):
+    for server, code, message in (
+        (ChatServer(table, prefill="never"), 1, "1 of 1 templates need a begun answer"),
+        (ChatServer(table, log_probs=False), 1, "tells no log-probabilities of 'tabled', so there is no mass to look at"),
+    ):
+        with server, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flags = ["--respondent.base-url", server.url, "--respondent.model", "tabled"]
+            assert main(["preflight", *flags, "--templates", "rating:likert_5"]) == code
+        output = capsys.readouterr()
+        assert message in output.out + output.err
+
+
+def test_inspect_shows_what_a_server_was_sent_and_what_it_did_not_list(server, tmp_path, capsys):
+    respondent = RespondentSettings(base_url=server.url, model="tabled", api_key_env=KEY_NAME)
+    endpoint = respondent.endpoint()
+    question = pair_question("Sing.", "Dance.", prefill="")
+    question = replace(question, options=(*question.options, Option("C", ("C",))))
+    with MeasurementLog(tmp_path / "log.sqlite") as log:
+        ask([question], endpoint, log)
+        key = log.to_frame()["key"][0]
+    flags = ["--respondent.base-url", server.url, "--respondent.model", "tabled", "--respondent.api-key-env", KEY_NAME]
+    assert main(["inspect", key, "--log", str(tmp_path / "log.sqlite"), *flags]) == 0
+    shown = capsys.readouterr().out
+    assert "[user]" in shown and "Sing." in shown and "at most 0.0" in shown and "not tabled" not in shown
+    likeliest = shown.split("likeliest next tokens")[1].split()
+    assert likeliest[0] == "'A'" and 0.3 < float(likeliest[1]) < 0.45

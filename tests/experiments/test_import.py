@@ -162,7 +162,7 @@ BAD_COMPARISONS = {
     "missing number": ("first,second,logit\na,b,\n", (), "logit is empty; expected a number for every choice"),
     "empty file": ("", (), "c.csv is empty"),
     "no rows": ("first,second,outcome\n", (), "has no rows, only the columns"),
-    "ragged": ('first,second,outcome\na,b,"first\n', (), "cannot be read as CSV"),
+    "ragged": ('first,second,outcome\na,b,"first\n', (), "Line 2 of c.csv opens a text with a quotation mark"),
 }
 
 
@@ -185,7 +185,7 @@ BAD_FILES = {
     "x.jsonl": ('{"first": "a"}\nnot json', "Line 2 of x.jsonl is not JSON"),
     "p.parquet": ("PAR1", "cannot be read as PARQUET"),
     "t.txt": ("a", "is a .txt file; expected one of .csv"),
-    "u.csv": ("caf\udce9,b", "cannot be read as CSV"),
+    "u.csv": ("caf\udce9,b", "u.csv is not UTF-8"),
 }
 
 
@@ -464,7 +464,7 @@ def test_a_fit_of_sampled_answers_finds_the_utilities_and_the_bias(estimator, tm
     unit = 1.0 if estimator == "bradley_terry" else 0.6
     assert np.abs(labels.loc[[f"t{n}" for n in range(8)], "value"] - unit * utility).max() < 0.6
     results = json.loads((tmp_path / "run" / "summary.json").read_text())["results"]
-    assert results["position"]["low"] > 0.1 and results["hold_out"]["accuracy"]["value"] > 0.7
+    assert results["position_term"]["low"] > 0.1 and results["hold_out"]["accuracy"]["value"] > 0.7
     assert (tmp_path / "run" / "report.html").exists()
     assert main(["fit", "--config", str(tmp_path / "run" / "config.yaml")]) == 0  # what the report says runs it again
 
@@ -488,11 +488,30 @@ def test_exact_answers_can_be_fitted_by_least_squares(tmp_path, capsys):
     np.testing.assert_allclose(labels.loc[list(place)], utility - utility.mean(), atol=1e-8)
 
 
+def test_templates_that_are_pooled_are_said_to_be_and_each_has_its_own_position_bias(tmp_path, capsys):
+    table, utility = made_up(draws=1)
+    place = {f"t{number}": value for number, value in enumerate(utility)}
+    content = table["first"].map(place) - table["second"].map(place)
+    both = [table[["first", "second"]].assign(template=name, logit=content + bias) for name, bias in (("a", 0.5), ("b", -0.3))]
+    (tmp_path / "run" / "tables").mkdir(parents=True)
+    pooled = pd.concat(both, ignore_index=True)
+    pooled.assign(outcome="chose", p_first=special.expit(pooled["logit"])).to_parquet(
+        tmp_path / "run/tables/comparisons.parquet"
+    )
+    out = tmp_path / "fitted"
+    assert main(["fit", str(tmp_path / "run"), "--out", str(out), "--resamples", "20"]) == 0
+    screen = " ".join(capsys.readouterr().out.split())
+    assert "of 2 templates together, and it is not one thing in all: from -0.30 (b) to +0.50 (a)" in screen
+    found = pd.read_parquet(out / "tables/position_by_template.parquet").set_index("template")["mean"]
+    np.testing.assert_allclose(found, [-0.3, 0.5], atol=1e-9)
+
+
 def test_a_fit_leaves_the_results_of_other_runs_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "theirs" / "tables").mkdir(parents=True)
     assert "needs a run directory" in refused(["fit"], capsys)
     assert "it has no tables" in refused(["fit", "theirs"], capsys)
+    assert "There is no directory none" in refused(["fit", "none"], capsys)
     table, _ = made_up()
     chosen = table.assign(p_first=(table["outcome"] == "first").astype(float), outcome="chose")
     chosen.to_parquet("theirs/tables/comparisons.parquet")
@@ -526,3 +545,35 @@ def test_choices_of_a_persona_are_imported_and_fitted_as_published(reference, tm
     assert set(origins_of(labels.index.tolist())[0].values()) == {
         "alpaca", "bailbench", "competition_math", "stresstest", "wildchat"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "a.csv",
+            b"task_id,value,note\na,1,x\n\nb,2,one, two\n",
+            "Line 4 of .*a.csv has 4 fields; expected 3 .task_id, value, note.: put quotes around a text with commas:",
+        ),
+        ("a.csv", b"task_id,value\na,1,x\nb,2,y\n", "Line 2 of .* has 3 fields; expected 2"),
+        (
+            "a.csv",
+            b'task_id,value,note\na,1,"x\ny"\nb,2\n',
+            "Line 4 of .* has 2 fields; expected 3 .*: a cell that is empty needs",
+        ),
+        ("a.tsv", b"task_id\tvalue\na\t1\nb\n", "Line 3 of .* has 1 field; expected 2 .* needs its tab too"),
+        ("a.csv", b'task_id,value\na,1\nb,"2\nc,3\n', "Line 3 of .* opens a text with a quotation mark that is never closed"),
+        ("a.csv", "task_id,value\ncafé,1\n".encode("latin-1"), "a.csv is not UTF-8 .it has the byte 0xe9.; save it as UTF-8"),
+        ("a.jsonl", '{"task_id": "café"}\n'.encode("latin-1"), "a.jsonl is not UTF-8 .* save it as UTF-8"),
+    ],
+)
+def test_broken_rows_are_named_by_their_line_with_the_way_out(tmp_path, name, text, message):
+    (tmp_path / name).write_bytes(text)
+    with pytest.raises(ForeignFileError, match=message):
+        read_foreign_table(tmp_path / name)
+
+
+def test_cells_that_are_empty_and_texts_of_several_lines_are_no_broken_rows(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'task_id,value,note\r\na,1,\r\nb,2,"x, ""y""\r\nz"\r\n\r\n')
+    table = read_foreign_table(tmp_path / "a.csv")
+    assert table["task_id"].tolist() == ["a", "b"] and table["note"].isna().tolist() == [True, False]

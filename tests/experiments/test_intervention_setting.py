@@ -32,6 +32,7 @@ def file(tmp_path, vector):
     return tmp_path / "push.safetensors"
 
 
+@pytest.mark.slow
 def test_the_whole_loop_runs_under_an_intervention_and_steers_on_top_of_it(counted, embedded, vector, file, tmp_path):
     settings = DemoSettings(
         out=tmp_path / "demo",

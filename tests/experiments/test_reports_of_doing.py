@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from elicit.reliability import agreement
 from experiments import opt_out, refusal_correlation, scale_discrimination, self_vs_cross, sysprompt_grid
 from experiments.crossed import Crossed
 from experiments.opt_out import OptOutSettings
-from experiments.refusal_correlation import RefusalCorrelationSettings, _kappa_of
+from experiments.refusal_correlation import RefusalCorrelationSettings, _kappa_of, _relation_finding
 from experiments.scale_discrimination import ScaleDiscriminationSettings, consistency, divergence
 from experiments.self_vs_cross import SelfVsCrossSettings, self_effects
 from experiments.sysprompt_grid import SyspromptGridSettings, effects_of
@@ -121,6 +122,7 @@ def test_sysprompt_grid_runs_on_the_real_model(counted, tmp_path):
         SyspromptGridSettings(prompts={"one": "x"})
 
 
+@pytest.mark.slow
 def test_self_vs_cross_runs_on_steered_views_of_the_real_model(counted, tmp_path):
     settings = SelfVsCrossSettings(
         out=tmp_path / "c", per_origin=2, doses=(0.1,), degree=3, scales=("yes_somewhat_no",), max_new_tokens=12
@@ -160,3 +162,24 @@ def test_refusal_correlation_runs_on_the_real_model(counted, tmp_path):
     }
     rates = pd.read_parquet(tmp_path / "r/tables/rates.parquet")
     assert {"all but controls", "calibration", "harmful"} <= set(rates["origin"])
+
+
+def test_next_to_no_refusals_are_related_to_nothing_and_several_relations_are_corrected_for():
+    ids = [f"t{number}" for number in range(24)]
+    liked = pd.DataFrame({"task_id": ids, "value": np.linspace(-1, 1, 24)})
+
+    def sentence(refused, n_relations=4, detector="phrases"):
+        return _relation_finding(
+            detector, "utility", agreement(liked.assign(value=refused), liked, resamples=200), n_relations
+        ).sentence
+
+    rare = np.zeros(24)
+    rare[[3, 9]] = 0.5
+    assert "differ in 2 of 24 tasks alone, so nothing is said" in sentence(rare)
+    assert "are all alike" in sentence(np.zeros(24))
+    strong = -np.linspace(-1, 1, 24) + 0.3 * np.random.default_rng(0).normal(size=24)
+    assert "p = 0.00." in sentence(strong) and "mean probability" not in sentence(strong)
+    weak = liked["value"].to_numpy() + np.random.default_rng(3).normal(size=24)
+    alone, one_of_many = sentence(weak, 1, "judge"), sentence(weak, 40, "judge")
+    assert alone.startswith("The mean probability of refusal by the judge")
+    assert "none is claimed" in one_of_many and "none is claimed" not in alone

@@ -190,3 +190,8 @@ def test_shards_of_a_capture_are_together_what_one_job_captures(tmp_path, monkey
     for wrong, message in (("4/4", "i from 0 to n - 1"), ("1", "such as 0/8"), ("0/7", "6 tasks do not make 7 parts")):
         assert main(["capture", "--out", str(tmp_path / "x.h5"), "--shard", wrong, *where]) == 1
         assert message in capsys.readouterr().err
+
+
+def test_a_capture_goes_to_the_device_that_is_asked_for(tmp_path, capsys):
+    assert main(["capture", "--out", str(tmp_path / "a.h5"), "--device", "nowhere"]) == 1
+    assert "The device is 'nowhere'; expected auto, cpu, cuda or cuda:N" in capsys.readouterr().err

@@ -15,8 +15,8 @@ from experiments.active_learning import ActiveLearningSettings
 from experiments.calibration import CalibrationSettings, coverage_table, design_table, drawn
 from experiments.dry_run import dry_run
 from experiments.frozen import FreezeSettings, FrozenTable, freeze
-from experiments.ranking import DEFAULT, METHODS, Judge, Path, Simulation, follow
-from experiments.ranking_methods import RankingMethodsSettings, default_table, frozen_judge
+from experiments.ranking import FAVOURITE, METHODS, Judge, Path, Simulation, follow
+from experiments.ranking_methods import RankingMethodsSettings, favourite_table, frozen_judge
 
 STUDIES = {calibration: CalibrationSettings, ranking_methods: RankingMethodsSettings}
 
@@ -164,14 +164,14 @@ def test_a_path_is_read_between_its_batches():
     assert path.reaches(0.75) == pytest.approx(3.0) and np.isnan(path.reaches(0.95)) and path.at(1.5) == pytest.approx(0.4)
 
 
-def test_the_default_is_compared_with_the_best_other_paired_by_seed():
+def test_the_favourite_is_compared_with_the_best_other_paired_by_seed():
     random = np.random.default_rng(0)
     rows = [
         {"answers": "a", "judge": "j", "method": method, "seed": seed, "per_task": 2, "tau": level + 0.01 * random.normal()}
-        for method, level in ((DEFAULT, 0.8), ("random", 0.5), ("brackets", 0.7))
+        for method, level in ((FAVOURITE, 0.8), ("random", 0.5), ("brackets", 0.7))
         for seed in range(10)
     ]
-    (row,) = default_table(pd.DataFrame(rows)).to_dict("records")
+    (row,) = favourite_table(pd.DataFrame(rows)).to_dict("records")
     assert row["best_other"] == "brackets" and row["low"] < 0.1 < row["high"] and row["low"] > 0.05
 
 
@@ -183,6 +183,7 @@ def test_the_frozen_judge_answers_as_the_table_does(frozen):
     np.testing.assert_allclose(judge.truth, LeastSquares(errors="none").fit(frozen.comparisons).values)
 
 
+@pytest.mark.slow
 def test_ranking_methods_give_the_same_numbers_on_any_number_of_processes(tmp_path):
     small = {"n_tasks": 12, "n_seeds": 3, "per_task": 3.0, "sizes": (10, 14), "size_seeds": 3, "size_budget": 4.0}
     tables = []

@@ -105,6 +105,21 @@ def test_pickled_weights_are_not_loaded(tmp_path):
         LocalModel.load(tmp_path)
 
 
+def test_a_checkpoint_without_a_tokenizer_is_named_and_the_reason_is_short(tmp_path):
+    tiny_model("llama").save_pretrained(tmp_path)
+    with pytest.raises(MissingModel, match=r"Cannot load the model .*tokenizer\.json.*Reason: .*tokenizer"):
+        LocalModel.load(tmp_path)
+
+
+def test_an_encoder_decoder_model_is_named_without_a_list_of_all_models(tmp_path):
+    config = transformers.T5Config(vocab_size=500, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4)
+    transformers.T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tiny_tokenizer(None).save_pretrained(tmp_path)
+    with pytest.raises(MissingModel, match="T5Config") as raised:
+        LocalModel.load(tmp_path)
+    assert len(str(raised.value)) < 800
+
+
 def test_a_fingerprint_changes_with_any_weight_the_dtype_and_the_configuration():
     fingerprints = [fingerprint_model(tiny_model("llama")), fingerprint_model(tiny_model("llama"))]
     assert len(set(fingerprints)) == 1
@@ -131,3 +146,16 @@ def test_models_in_bfloat16_are_scored_captured_and_steered():
     assert model.score([question])[0].mass <= 1
     assert model.residuals([Question((Message("user", "Hi."),))], 1, "prompt_last")[0].dtype == "float32"
     assert model.fingerprint != exact.fingerprint
+
+
+def test_the_embedded_tokenizer_sets_digits_apart_and_keeps_line_breaks_before_them(embedded):
+    """As the pre-tokenizer that its file names does; llama.cpp reads it so too (tests/elicit/test_endpoint_llama_cpp.py)."""
+    encode = embedded.renderer.tokens._plain_ids
+    texts = [embedded.renderer.decode([each]) for each in encode("Rate it.\n\n1 = low, 10 = high")]
+    assert texts[2:6] == [".", "\n\n", "1", " ="] and texts[-4:-2] == ["1", "0"]
+
+
+def test_a_slip_in_the_name_of_the_embedded_model_is_said_without_asking_the_hub(monkeypatch):
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: pytest.fail("the hub was asked"))
+    with pytest.raises(MissingModel, match="did you mean 'smollm2-135m'"):
+        LocalModel.load("smolm2-135m")

@@ -121,6 +121,13 @@ def test_a_model_without_a_system_role_gets_it_in_the_first_user_turn():
     assert nothing.text == GEMMA_RENDERER.render(replace(question, system=None)).text and nothing.system == "none"
 
 
+def test_without_a_chat_template_no_system_prompt_leaves_no_empty_lines():
+    renderer = Renderer(tiny_tokenizer(None))
+    none, default, text = (renderer.render(ask_about("it", system=system)) for system in ("", None, "You are a cat."))
+    assert none.text == default.text and none.text.startswith("User: ") and none.system == "none"
+    assert text.text.startswith("You are a cat.\n\nUser: ") and text.system == "system turn"
+
+
 def test_a_template_that_trims_its_contents_moves_the_spans_along():
     question = Question((Message("user", "  \n do it  "),), (Span("task", 0, 4, 9),))
     rendered = GEMMA_RENDERER.render(question)

@@ -399,3 +399,10 @@ def test_an_estimate_says_what_it_could_have_seen():
     assert estimate.smallest_effect == pytest.approx(0.2 * 2.8016, rel=0.03)
     assert np.isnan(Estimate.from_draws(0.1, [np.nan, np.nan], 1).low)
     assert not Estimate.from_draws(0.1, [np.nan], 1).differs_from(0)
+
+
+def test_what_is_printed_of_a_direction_is_one_line():
+    model = ModelIdentity("trial", "llama", "f")
+    direction = Direction.from_vector(np.arange(1.0, 577.0), 15, model, method="ridge_probe")
+    assert repr(direction.scaled(12.5)) == "SteeringVector(Direction(ridge_probe at L15 of trial, 576 values), norm 12.5)"
+    assert len(repr(Probe(np.ones(576), 0.5, 15, "task_mean", model))) < 200

@@ -116,6 +116,18 @@ def test_others_can_read_while_one_writes(tmp_path):
         assert reader.get(["k1"]) == {"k1": EXACT}
 
 
+def test_a_log_that_another_process_keeps_locked_is_named_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr("store.measurements._PATIENCE", 0.1)
+    with MeasurementLog(tmp_path / "log.sqlite") as log:
+        other = sqlite3.connect(tmp_path / "log.sqlite")
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(OSError, match=r"log\.sqlite cannot be written \(database is locked\).*penchant log merge"):
+            log.put([Entry("k1", "m", QUESTION, EXACT)])
+        other.rollback()
+        log.put([Entry("k1", "m", QUESTION, EXACT)])
+        other.close()
+
+
 def test_many_processes_read_while_one_writes(tmp_path):
     """Readers in processes of their own see whole transactions only, and never block the writer."""
     path = tmp_path / "log.sqlite"
