@@ -45,6 +45,9 @@ def nobody_is_logged_in(monkeypatch, tmp_path):
         monkeypatch.delenv(variable)
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "config"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    import wandb
+
+    wandb.setup()  # reads the variables once a process: before a test sets those of a sweep, whichever test comes first
 
 
 @pytest.fixture
