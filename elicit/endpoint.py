@@ -134,7 +134,7 @@ class Endpoint:
         """A question as it is sent, for people; where the server writes the prompt, its chat template is not known here."""
         if self._write:
             return self._write(question).text
-        turns = [*_messages(question, ""), *([] if question.prefill else [{"role": "assistant", "content": ""}])]
+        turns = [*messages_of(question, ""), *([] if question.prefill else [{"role": "assistant", "content": ""}])]
         return "\n\n".join(f"[{turn['role']}]\n{turn['content']}" for turn in turns)
 
     def next_tokens(self, question: Question, n: int) -> list[tuple[str, float]]:
@@ -244,7 +244,7 @@ class Endpoint:
         self, question: Question, said: str, max_tokens: int, fields: Mapping[str, Any], *, listed: bool = False
     ) -> Reply:
         able = self.capabilities
-        messages = _messages(question, said)
+        messages = messages_of(question, said)
         prefilled = messages[-1]["role"] == "assistant"
         if prefilled and able.prefill is None:
             self._say_without_prefill()
@@ -275,7 +275,7 @@ class Endpoint:
         return answer_each(questions, answer, self.concurrency, on_answer)
 
 
-def _messages(question: Question, said: str) -> list[dict[str, str]]:
+def messages_of(question: Question, said: str = "") -> list[dict[str, str]]:
     """The chat as it is sent; the last turn is what is put into the respondent's mouth, if anything is."""
     found = [] if question.system is None else [{"role": "system", "content": question.system}]
     found += [{"role": message.role, "content": message.content} for message in question.messages]

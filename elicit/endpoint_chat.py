@@ -18,6 +18,11 @@ _BYTES_PER_TOKEN = 3
 _FATAL = {401: "refuses the key", 402: "asks for payment", 403: "does not allow this"}
 
 
+def most_tokens(messages: Sequence[Mapping[str, str]]) -> int:
+    """Tokens of a chat whose tokenizer is not known, rather too many."""
+    return sum(len(message["content"].encode()) // _BYTES_PER_TOKEN + 8 for message in messages)
+
+
 class RefusedRequest(Exception):
     """The server does not take this one request (too long, an option that it does not know)."""
 
@@ -80,7 +85,7 @@ class Chat:
         BudgetReached
             It could pass the budget; it was not made.
         """
-        read = sum(len(message["content"].encode()) // _BYTES_PER_TOKEN + 8 for message in messages)
+        read = most_tokens(messages)
 
         def once() -> Reply:
             self.pace.wait()

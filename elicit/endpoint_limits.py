@@ -70,9 +70,10 @@ class Budget:
     @property
     def spent_usd(self) -> float:
         """US dollars spent so far, at the prices given."""
-        return self._cost(self.read, self.written)
+        return self.cost(self.read, self.written)
 
-    def _cost(self, read: int, written: int) -> float:
+    def cost(self, read: int, written: int) -> float:
+        """US dollars for so many tokens, at the prices given; 0 without."""
         return (read * self._prices[0] + written * self._prices[1]) / 1e6
 
     @contextmanager
@@ -90,7 +91,7 @@ class Budget:
             reads, writes = self.read + sum(each.read for each in bills), self.written + sum(each.written for each in bills)
             if self.tokens is not None and reads + writes > self.tokens:
                 raise BudgetReached(self._message(f"{self.tokens:,} tokens"))
-            if self.usd is not None and self._cost(reads, writes) > self.usd:
+            if self.usd is not None and self.cost(reads, writes) > self.usd:
                 raise BudgetReached(self._message(f"${self.usd:,.2f}"))
             self._open.append(bill)
         try:

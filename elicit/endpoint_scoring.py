@@ -5,6 +5,7 @@ text. An option is followed through these lists, one request a step. What is not
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ END_OF_TURN_TOKENS = frozenset(
     | {"<|end_of_text|>", "<|return|>", "<|END_OF_TURN_TOKEN|>", "<\uff5cend\u2581of\u2581sentence\uff5c>"}
 )
 """What servers call the token that ends a turn; some list it as an empty text."""
+_ENDS = "<|im_end|>"
+_WORD = re.compile(r" ?[^\W\d]+| ?\d| ?[^\w\s]+|\s")
 _NOT_FOLLOWED = 1e-5
 """A beginning less probable than this is not followed; its own probability is then the bound."""
 _LEAST = 1e-300
@@ -122,12 +125,7 @@ def read_options(
     forced
         Asks for one token wherever it ranks, where the server allows that; used for options of which nothing is listed.
     """
-    goals = [
-        _Goal(option.label, form, terminator)
-        for option in question.options
-        for form in option.forms
-        for terminator in option.terminators or ("",)
-    ]
+    goals = _goals(question)
     first = next_tokens("")
     found = _Following({goal.text: goal.label for goal in goals if not goal.terminator}, next_tokens, can_follow).read(
         "", 1.0, first, goals
@@ -140,6 +138,32 @@ def read_options(
     if refusal := _refusal(question, first):
         listed[REFUSAL] = most[REFUSAL] = refusal
     return Reading(listed, most)
+
+
+def steps(question: Question) -> list[str]:
+    """What the respondent is made to say, request by request, if every option is followed and each word is a token.
+
+    For plans: a real tokenizer may cut finer, and what is not likely is not followed.
+    """
+    goals, asked = _goals(question), []
+
+    def words(said: str) -> Listing:
+        asked.append(said)
+        ahead = [goal.ahead(said) for goal in goals if (goal.form + goal.terminator).startswith(said)]
+        found = {_ENDS if rest == END_OF_TURN else _WORD.findall(rest)[0] for rest in ahead if rest}
+        return Listing(dict.fromkeys(sorted(found), -math.log(len(found))))
+
+    read_options(question, words, lambda said: True)
+    return asked
+
+
+def _goals(question: Question) -> list[_Goal]:
+    return [
+        _Goal(option.label, form, terminator)
+        for option in question.options
+        for form in option.forms
+        for terminator in option.terminators or ("",)
+    ]
 
 
 def _refusal(question: Question, first: Listing) -> float:

@@ -24,8 +24,8 @@ TEXTS = "texts read through"
 _TIMED_QUESTIONS = 48
 _TIMED_GENERATIONS = 8
 _TIMED_CALLS = 2
-_WORDS = ("the", "of", "and", "to", "in", "is", "for", "with")
 """So many questions of the first so many calls of each kind are really run, to learn how fast this machine is."""
+_WORDS = ("the", "of", "and", "to", "in", "is", "for", "with")
 
 
 @dataclass
@@ -42,12 +42,16 @@ class Count:
         To be read for the missing ones, options included, before any sharing of prefixes.
     new_tokens
         Most that can be written.
+    requests, usd
+        To a server, and what they cost at the prices given; 0 on this machine.
     """
 
     questions: int = 0
     missing: int = 0
     tokens: int = 0
     new_tokens: int = 0
+    requests: int = 0
+    usd: float = 0.0
 
 
 @dataclass
@@ -95,7 +99,7 @@ class RehearsedModel(LocalModel):
 
     def prompt_digest(self, question: Question) -> str:
         """Digest of the question, which is counted as asked for."""
-        self.tally.of(_mode(question)).questions += 1
+        self.tally.of(mode_of(question)).questions += 1
         return self.real.prompt_digest(question)
 
     def score_together(self, asked: Sequence[tuple[LocalModel, Question]], on_answer: OnAnswer | None = None) -> list[Answer]:
@@ -105,9 +109,7 @@ class RehearsedModel(LocalModel):
             rendered = self.render(question)
             tree = option_tree(question, rendered, self.renderer)
             self._count(question, len(rendered.token_ids) + len(tree.prefixes) - 1)
-            chances = np.random.default_rng(number).dirichlet(np.full(len(question.options), 2.0)) + 1e-6
-            log_probs = {option.label: float(np.log(p)) for option, p in zip(question.options, chances, strict=True)}
-            answers.append(_hear(number, Answer.exact(question, log_probs), on_answer))
+            answers.append(hear(number, made_up_scores(question, number), on_answer))
         for mode, sample in self._samples(asked, _TIMED_QUESTIONS).items():
             real = [(_real(view), question) for view, question in sample]
             work = sum(len(self.render(question).token_ids) for _, question in sample)
@@ -123,8 +125,8 @@ class RehearsedModel(LocalModel):
             assert question.sampling is not None
             limit = question.sampling.max_new_tokens
             self._count(question, len(self.render(question).token_ids), limit)
-            text = question.options[number % len(question.options)].forms[0] if question.options else _words(view, question)
-            answers.append(_hear(number, Answer(Outcome.CHOSE, text=text), on_answer))
+            seed = digest(view.fingerprint, _real(view).prompt_digest(question), question.sampling.seed, question.draw)
+            answers.append(hear(number, made_up_text(question, number, seed), on_answer))
         for mode, sample in self._samples(asked, _TIMED_GENERATIONS).items():
             real = [(_real(view), question) for view, question in sample]
             work = sum(question.sampling.max_new_tokens for _, question in real if question.sampling)
@@ -132,7 +134,7 @@ class RehearsedModel(LocalModel):
         return answers
 
     def _count(self, question: Question, tokens: int, new_tokens: int = 0) -> None:
-        count = self.tally.of(_mode(question))
+        count = self.tally.of(mode_of(question))
         count.missing += 1
         count.tokens += tokens
         count.new_tokens += new_tokens
@@ -142,7 +144,7 @@ class RehearsedModel(LocalModel):
         found: dict[str, dict[bytes, list[tuple[LocalModel, Question]]]] = {}
         full: set[str] = set()
         for view, question in asked:
-            mode, prompt = _mode(question), self.render(question).token_ids.tobytes()
+            mode, prompt = mode_of(question), self.render(question).token_ids.tobytes()
             prompts = found.setdefault(mode, {})
             if prompt in prompts or mode not in full:
                 prompts.setdefault(prompt, []).append((view, question))
@@ -203,18 +205,36 @@ def _real(view: LocalModel) -> LocalModel:
     return view.real if isinstance(view, RehearsedModel) else view
 
 
-def _words(view: LocalModel, question: Question) -> str:
-    """As many words as there may be tokens; other questions and respondents get others, as in a real run."""
+def made_up_scores(question: Question, number: int) -> Answer:
+    """Probabilities drawn at random, by the number of the question."""
+    chances = np.random.default_rng(number).dirichlet(np.full(len(question.options), 2.0)) + 1e-6
+    log_probs = {option.label: float(np.log(p)) for option, p in zip(question.options, chances, strict=True)}
+    return Answer.exact(question, log_probs)
+
+
+def made_up_text(question: Question, number: int, seed: str) -> Answer:
+    """An option where there are some, else as many words as there may be tokens.
+
+    The words are drawn by `seed`, a hexadecimal digest: other questions and respondents get others, as in a real run.
+    """
+    if question.options:
+        return Answer(Outcome.CHOSE, text=question.options[number % len(question.options)].forms[0])
     assert question.sampling is not None
-    seed = digest(view.fingerprint, _real(view).prompt_digest(question), question.sampling.seed, question.draw)
     words = np.random.default_rng(int(seed[:12], 16)).choice(_WORDS, size=question.sampling.max_new_tokens)
-    return " " + " ".join(words)
+    return Answer(Outcome.CHOSE, text=" " + " ".join(words))
 
 
-def _mode(question: Question) -> str:
+def mode_of(question: Question) -> str:
     """Mode of a question; what could be read exactly is counted apart where it is sampled."""
     mode = str(question.measures.get("mode", "other"))
     return f"{mode}, sampled" if question.sampling and question.options else mode
+
+
+def hear(number: int, answer: Answer, on_answer: OnAnswer | None) -> Answer:
+    """Tell of an answer, and return it."""
+    if on_answer is not None:
+        on_answer(number, answer)
+    return answer
 
 
 def _up_to(size: int, groups: Sequence[list[tuple[LocalModel, Question]]]) -> list[tuple[LocalModel, Question]]:
@@ -224,9 +244,3 @@ def _up_to(size: int, groups: Sequence[list[tuple[LocalModel, Question]]]) -> li
         if len(found) < size:
             found += group
     return found
-
-
-def _hear(number: int, answer: Answer, on_answer: OnAnswer | None) -> Answer:
-    if on_answer is not None:
-        on_answer(number, answer)
-    return answer

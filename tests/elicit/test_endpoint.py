@@ -14,7 +14,7 @@ import pytest
 from elicit import Context, ask, choice, endpoint_limits
 from elicit.endpoint import Endpoint
 from elicit.endpoint_limits import Budget, BudgetReached, duration, retry_after
-from elicit.endpoint_scoring import Listing, average, read_options
+from elicit.endpoint_scoring import Listing, average, read_options, steps
 from elicit.endpoint_server import EndpointError, Server
 from elicit.tasks import Task
 from store import END_OF_TURN, Answer, MeasurementLog, Message, Option, Outcome, Question, Sampling
@@ -84,6 +84,14 @@ def test_options_of_several_tokens_and_what_must_follow_them_are_chained():
     assert not answer.bounds and answer.outcome is Outcome.CHOSE
     assert sorted(body["messages"][-1]["content"] for body in server.asked[1:]) == [" some", " somewhat", "1", "10", "2"]
     assert all(body["continue_final_message"] and not body["add_generation_prompt"] for body in server.asked[1:])
+
+
+def test_the_steps_of_a_plan_follow_every_option_word_by_word():
+    assert steps(plain_question()) == [""]
+    ends = (END_OF_TURN, ".")
+    options = (Option("1", ("1", " 1"), ends), Option("10", ("10",), ends), Option("some", (" some what",), ends))
+    asked = steps(Question((Message("user", "Rate it."),), options=options))
+    assert sorted(asked) == ["", " 1", " some", " some what", "1", "10"]
 
 
 def test_an_option_that_is_not_listed_is_bounded_by_the_last_one_that_is():

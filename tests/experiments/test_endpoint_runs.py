@@ -1,17 +1,21 @@
 """Experiments that only ask run on a model behind a server; those that need its weights say so. The key is written nowhere."""
 
 import importlib
+import re
 import warnings
 import zlib
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from elicit import ask
-from experiments import position_bias, probe_sweep
+from experiments import position_bias, probe_sweep, prompt_search
 from experiments.cli import main, parse_settings
+from experiments.dry_run import dry_run
 from experiments.position_bias import PositionBiasSettings
 from experiments.probe_sweep import ProbeSweepSettings
+from experiments.prompt_search import PromptSearchSettings, RewriterSettings
 from experiments.settings import ConfigError, RespondentSettings, Settings
 from store import MeasurementLog, Option
 from tests.conftest import pair_question
@@ -82,7 +86,57 @@ def test_experiments_that_only_ask_run_on_a_server(name, tmp_path, monkeypatch):
         assert len(server.requests) == n_requests
 
 
-def test_what_needs_the_weights_refuses_a_server(server, tmp_path, capsys):
+def test_a_dry_run_says_what_a_server_would_be_asked_and_asks_it_nothing(server, tmp_path, capsys):
+    flags = ["--respondent.base-url", server.url, "--respondent.model", "tabled", "--respondent.api-key-env", KEY_NAME]
+    flags += ["--out", str(tmp_path / "p"), "--per-origin", "1", "--degree", "2", "--templates", *TEMPLATES]
+    prices = ["--respondent.price-per-million", "1000", "0"]
+    assert main(["position_bias", "--dry-run", *flags, *prices]) == 0
+    said = capsys.readouterr().out
+    assert "24 questions to ask" in said and "up to about 24 requests to a server" in said
+    assert "No server was asked anything" in said and "--respondent.tokenizer counts them" in said and "minutes" not in said
+    read, price = (float(found.replace(",", "")) for found in re.findall(r"([\d,]+) tokens to read.*\$([\d.]+) at", said)[0])
+    assert price == pytest.approx(read / 1000, abs=0.01) and not server.requests and not (tmp_path / "p").exists()
+    assert main(["position_bias", *flags]) == 0 and len(server.asked) == 24
+    capsys.readouterr()
+    assert main(["position_bias", "--dry-run", *flags]) == 0
+    assert "0 questions to ask (25 more" in capsys.readouterr().out and len(server.asked) == 24
+
+
+def test_a_dry_run_counts_tokens_with_the_tokenizer_of_the_model(tmp_path, embedded):
+    with ChatServer(lambda prompt, said: table(str(prompt), "")) as server:
+        respondent = RespondentSettings(base_url=server.url, model="tabled", tokenizer="smollm2-135m")
+        settings = PositionBiasSettings(
+            out=tmp_path / "p", per_origin=1, degree=2, templates=("would_rather", "pick_one"), respondent=respondent
+        )
+        plan = dry_run(position_bias, settings)
+        assert "tokenizer counts them" not in plan.screen
+        position_bias.run(settings)
+        read = [len(body["prompt"]) for body in server.requests if body.get("logprobs")]
+    assert plan.table["tokens"].sum() == sum(read[-24:]) and plan.table["requests"].sum() == 24
+
+
+@pytest.mark.slow
+def test_a_search_whose_rewriter_is_behind_a_server_can_be_planned(counted, tmp_path):
+    settings = PromptSearchSettings(
+        out=tmp_path / "s",
+        per_origin=2,
+        anchors=2,
+        replicates=2,
+        n_starts=1,
+        budget=2,
+        batch=1,
+        n_checked=2,
+        n_draws=1,
+        rewriter=RewriterSettings(base_url="http://127.0.0.1:9/v1", model="m"),
+    )
+    plan = dry_run(prompt_search, settings)
+    rows = plan.table.set_index("kind")
+    assert rows.loc["rewriting", "requests"] == rows.loc["rewriting", "to_ask"] > 0
+    assert np.isnan(rows.loc["rewriting", "minutes"]) and rows.loc["choice", "minutes"] > 0
+    assert "smollm2-135m (float32 on cpu) and m (as served on 127.0.0.1:9/v1)" in plan.screen and not plan.unfinished
+
+
+def test_what_needs_the_weights_refuses_a_server(server, tmp_path):
     respondent = {"base_url": server.url, "model": "tabled"}
     with pytest.raises(
         ConfigError, match=r"probe_sweep needs the model's weights, .*can only be asked. Leave out --respondent"
@@ -90,8 +144,6 @@ def test_what_needs_the_weights_refuses_a_server(server, tmp_path, capsys):
         probe_sweep.run(ProbeSweepSettings.of({"out": tmp_path / "s", "per_origin": 2, "respondent": respondent}))
     with pytest.raises(ConfigError, match="An intervention needs the model's weights"):
         Settings.of({"respondent": respondent, "intervention": tmp_path / "v.safetensors"}).load_respondent()
-    assert main(["position_bias", "--dry-run", "--respondent.base-url", server.url, "--respondent.model", "tabled"]) == 1
-    assert "--dry-run plans for models on this machine" in capsys.readouterr().err
     assert not server.requests
 
 
