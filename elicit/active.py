@@ -175,7 +175,8 @@ def _row(utilities: Utilities, held: pd.DataFrame, trajectory: list[np.ndarray],
     before, now = (trajectory[-2] if len(trajectory) > 1 else np.full_like(trajectory[-1], np.nan)), trajectory[-1]
     known = np.isfinite(before) & np.isfinite(now)
     ranks = stats.rankdata(np.stack([before[known], now[known]]), axis=1)
-    rank_correlation = float(np.corrcoef(ranks)[0, 1]) if known.sum() > 2 else float("nan")
+    with np.errstate(invalid="ignore"):  # a fit in which all tasks are alike has no ranking
+        rank_correlation = float(np.corrcoef(ranks)[0, 1]) if known.sum() > 2 else float("nan")
     report = utilities.report
     row: dict[str, Any] = {
         "batch": len(trajectory),

@@ -16,6 +16,8 @@ from store.estimates import Estimate
 
 LEAST_COVERAGE = 0.8
 """Share of the pairs that a condition must have answers to, in both orders, to be compared with others."""
+ROUNDING = 1e-9
+"""Logits, orders averaged: what is below is rounding."""
 
 
 def contents(conditions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
@@ -29,13 +31,18 @@ def contents(conditions: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     Returns
     -------
     One row per pair (indexed by `task_1, task_2`), one column per condition. Conditions that are off format on more than a
-    fifth of the pairs are left out; then pairs that lack an answer under any of the rest are.
+    fifth of the pairs are left out, and those that answer by order alone, with which nothing correlates; then pairs that lack
+    an answer under any of the rest are.
     """
     n_pairs = max(
         len({frozenset(pair) for pair in part[["first", "second"]].itertuples(index=False)}) for part in conditions.values()
     )
     columns = {name: order_averages(part).set_index(["task_1", "task_2"])["content"] for name, part in conditions.items()}
-    kept = {name: column for name, column in columns.items() if len(column) >= LEAST_COVERAGE * n_pairs}
+    kept = {
+        name: column
+        for name, column in columns.items()
+        if len(column) >= LEAST_COVERAGE * n_pairs and (column.abs() > ROUNDING).any()
+    }
     if not kept:
         return pd.DataFrame(index=pd.MultiIndex.from_tuples([], names=["task_1", "task_2"]))
     return pd.DataFrame(kept).dropna()

@@ -73,7 +73,8 @@ def run(settings: BailSettings) -> Result:
     turns = turns.assign(
         origin=turns["task_id"].map(setup.origins),
         control=turns["task_id"].map(setup.origins).isin(settings.controls),
-        log_odds=np.log(turns["p_leave"]) - np.log(turns["p_stay"]),
+        log_odds=np.where(turns["bounded"], np.nan, np.log(turns["p_leave"]) - np.log(turns["p_stay"])),
+        order_gap=turns["order_gap"].mask(turns["bounded"]),
     )
     rates = pd.DataFrame([_rates(method, turns[turns["template"] == method]) for method in settings.methods])
     setup.run.save_table("turns", turns)
@@ -117,6 +118,7 @@ def _rates(method: str, turns: pd.DataFrame) -> dict[str, Any]:
     row["beyond_controls_low"], row["beyond_controls_high"] = _beyond(left.low, false.high), _beyond(left.high, false.low)
     row["mean_mass"] = float((turns["p_leave"] + turns["p_stay"]).mean())
     row["p_leave_most"] = float(turns["p_leave"].max())
+    row["bounded"] = float(turns["bounded"].mean())
     return row
 
 
@@ -129,6 +131,8 @@ def _effect(turns: pd.DataFrame, seed: int) -> Estimate:
     """Log-odds of leaving, last turn, above the controls; interval by bootstrap over conversations of both kinds."""
     last = turns.sort_values("turn").groupby("task_id").tail(1)
     kinds = [last.loc[last["control"] == control, "log_odds"].dropna().to_numpy() for control in (False, True)]
+    if not all(map(len, kinds)):
+        return Estimate.unknown(sum(map(len, kinds)))
     random = np.random.default_rng(seed)
     means = [kind[random.integers(len(kind), size=(_RESAMPLES, len(kind)))].mean(axis=1) for kind in kinds]
     return Estimate.from_draws(float(kinds[0].mean() - kinds[1].mean()), means[0] - means[1], sum(map(len, kinds)))
@@ -147,6 +151,9 @@ def _rate_finding(rates: pd.DataFrame, settings: BailSettings) -> Finding:
         if rates["mean_mass"].min() < settings.threshold
         else f" Mean probability of both answers together: {masses}."
     )
+    bounded = ", ".join(f"{row['method']} {100 * row['bounded']:.0f} %" for _, row in rates.iterrows() if row["bounded"])
+    if bounded:
+        silent += f" Where the server did not list an answer, its probability is the most that it can be: {bounded} of turns."
     n, controls = int(rates["rate_n"].iloc[0]), int(rates["control_rate_n"].iloc[0])
     return Finding(
         "Leaving",
@@ -157,12 +164,11 @@ def _rate_finding(rates: pd.DataFrame, settings: BailSettings) -> Finding:
 
 def _effect_finding(effects: Mapping[str, Estimate]) -> Finding:
     said = "; ".join(f"{method} {plain(effect)}" for method, effect in effects.items())
-    unseen = {method: effect for method, effect in effects.items() if not effect.differs_from(0)}
-    smallest = ", ".join(f"{method} {effect.smallest_effect:.2f}" for method, effect in unseen.items())
-    n = next(iter(effects.values())).n
+    unseen = {method: effect for method, effect in effects.items() if effect.known and not effect.differs_from(0)}
+    smallest = ", ".join(f"{method} {effect.smallest_effect:.2f} (n={effect.n})" for method, effect in unseen.items())
     note = (
-        f" The interval contains 0 for {', '.join(unseen)}, so no difference is claimed there; with n={n} the smallest that "
-        f"would be found four times in five is {smallest}."
+        f" The interval contains 0 for {', '.join(unseen)}, so no difference is claimed there; the smallest that would be "
+        f"found four times in five is {smallest}."
     )
     return Finding(
         "Beyond controls",
@@ -177,6 +183,9 @@ def _order_finding(turns: pd.DataFrame, settings: BailSettings) -> Finding:
     for method in settings.methods:
         part = turns[turns["template"] == method]
         gaps = part.groupby("task_id")["order_gap"].mean().dropna().to_numpy()
+        if not len(gaps):
+            said.append(f"{method} n/a")
+            continue
         rows = np.random.default_rng(settings.seed).integers(len(gaps), size=(_RESAMPLES, len(gaps)))
         gap = Estimate.from_draws(float(gaps.mean()), gaps[rows].mean(axis=1), len(gaps))
         said.append(f"{method} {plain(gap, digits=3)}")

@@ -235,7 +235,7 @@ def _by_task(units: pd.DataFrame, layer: int) -> pd.DataFrame:
 def mean_of_known(values: Float[np.ndarray, " tasks"]) -> Estimate:
     """Mean with Student's interval over the tasks that have a value."""
     known = values[np.isfinite(values)]
-    return Estimate.of_mean(known) if len(known) else Estimate(np.nan, np.nan, np.nan, np.nan, 0)
+    return Estimate.of_mean(known) if len(known) else Estimate.unknown(0)
 
 
 def _mean(values: Float[np.ndarray, "rows cells"]) -> Float[np.ndarray, " rows"]:

@@ -141,6 +141,6 @@ def _against_controls(slopes: pd.Series, name: str, facts: pd.DataFrame) -> dict
 def _mean_over_units(values: pd.Series, resamples: int, seed: int) -> Estimate:
     kept = values.dropna().to_numpy(dtype=float)
     if not len(kept):
-        return Estimate(np.nan, np.nan, np.nan, np.nan, 0)
+        return Estimate.unknown(0)
     rows = np.random.default_rng(seed).integers(len(kept), size=(resamples, len(kept)))
     return Estimate.from_draws(kept.mean(), kept[rows].mean(axis=1), len(kept))

@@ -37,7 +37,9 @@ class Finding:
 
 
 def plain(estimate: Estimate, digits: int = 2, percent: bool = False) -> str:
-    """An estimate with its interval: `+0.25 [+0.10, +0.41]`, or `86 % [79, 93]`."""
+    """An estimate with its interval: `+0.25 [+0.10, +0.41]`, `86 % [79, 93]`, or `n/a` where there is none."""
+    if not estimate.known:
+        return "n/a"
     if percent:
         return f"{100 * estimate.value:.0f} % [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
     value, low, high = (f"{number:+.{digits}f}" for number in (estimate.value, estimate.low, estimate.high))
@@ -51,6 +53,8 @@ def unsigned(estimate: Estimate, digits: int = 2) -> str:
 
 def null_note(estimate: Estimate, what: str, null: float = 0.0, digits: int = 2) -> str:
     """What to add where an interval contains the null: that it does, and the smallest effect it could have seen."""
+    if not estimate.known:
+        return f" There is nothing to compute it from, so no {what} is claimed."
     if estimate.differs_from(null):
         return ""
     return (
@@ -61,8 +65,7 @@ def null_note(estimate: Estimate, what: str, null: float = 0.0, digits: int = 2)
 
 def position_finding(bias: PositionBias) -> Finding:
     """Position bias, its spread, and what is left for the tasks."""
-    ratio = bias.spread.value / bias.content.value
-    verdict = "more than" if ratio > 1 else "less than"
+    verdict = "more than" if bias.spread.value > bias.content.value else "no more than"
     return Finding(
         "Position bias",
         f"Being shown first is worth {plain(bias.mean)} logits on average, and that varies over pairs with a standard "

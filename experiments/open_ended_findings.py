@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import pandas as pd
 
 from experiments.coherence import MAX_DROP, MAX_REPETITION
@@ -21,7 +20,7 @@ def judge_check(written: pd.DataFrame) -> Estimate:
     wide = written.pivot_table(index="task_id", columns="written_under", values="sentiment", dropna=False)
     differences = (wide["above"] - wide["below"]).dropna().to_numpy()
     if not len(differences):
-        return Estimate(np.nan, np.nan, np.nan, np.nan, 0)
+        return Estimate.unknown(0)
     return Estimate.of_mean(differences)
 
 

@@ -212,11 +212,14 @@ def _difference_finding(origins: pd.DataFrame) -> Finding:
 
 def _nulls_finding(by_null: pd.DataFrame, agreement: Estimate) -> Finding:
     ordered = by_null.sort_values("preferred")
-    least, most = ordered.iloc[0], ordered.iloc[-1]
+
+    def shown(row: pd.Series) -> str:
+        return f"{100 * row['preferred']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}] ({row['null']})"
+
     return Finding(
         "Ways out",
-        f"The way of being let off matters: it is preferred to {100 * least['preferred']:.0f} % of the tasks ({least['null']}) "
-        f"up to {100 * most['preferred']:.0f} % ({most['null']}). About which tasks to avoid, two ways correlate at "
+        f"{len(by_null)} ways of being let off are preferred to {shown(ordered.iloc[0])} up to {shown(ordered.iloc[-1])} of "
+        f"the tasks: the extremes of several, not a tested difference. About which tasks to avoid, two ways correlate at "
         f"{plain(agreement)} over {agreement.n} tasks." + null_note(agreement, "agreement"),
         "opt_out_nulls",
     )

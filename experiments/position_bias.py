@@ -177,7 +177,9 @@ def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:
 
 def _order_finding(one: Estimate, two: Estimate) -> Finding:
     if np.isnan(one.value):
-        return Finding("One order", "Fewer than two templates are answered on format, so orders cannot be compared.")
+        return Finding(
+            "One order", "Fewer than two templates are answered on format and not by order alone, so orders cannot be compared."
+        )
     sentence = (
         f"A template asked in one order agrees with another asked in both at r = {plain(one)} over {one.n} pairs; asked in "
         f"both orders, at {plain(two)}."

@@ -26,6 +26,8 @@ from experiments.setup import Setup
 from store import Answer, Estimate, Outcome, Question
 
 _RESAMPLES = 500
+_ROUNDING = 1e-9
+"""Of a scale's length: ratings that differ by less are alike."""
 _LEAST_TASKS = 6
 
 
@@ -64,11 +66,12 @@ def run(settings: ScaleDiscriminationSettings) -> Result:
         scale: _Readings.of([found[name] for name in names], setup.tasks, list(template("rating", scale).scale.values()))
         for scale, names in wordings.items()
     }
-    usable = {scale: each for scale, each in read.items() if len(each.task_ids) >= _LEAST_TASKS}
+    usable = {scale: each for scale, each in read.items() if len(each.task_ids) >= _LEAST_TASKS and not each.alike}
     if len(usable) < 2:
         raise ValueError(
-            f"{len(usable)} of {len(read)} scales are answered on format in every wording for {_LEAST_TASKS} tasks; expected "
-            "two. `penchant preflight --templates rating:` shows which scales this model can answer, and on how many tasks."
+            f"{len(usable)} of {len(read)} scales are answered on format in every wording for {_LEAST_TASKS} tasks, and not "
+            "alike for all of them; expected two. `penchant preflight --templates rating:` shows which scales this model can "
+            "answer, and on how many tasks."
         )
     table = _table(read, usable, settings.seed)
     setup.run.save_table("ratings", ratings)
@@ -120,6 +123,11 @@ class _Readings:
         length = max(values) - min(values)
         self.means: Float[np.ndarray, "tasks wordings"] = (distributions @ np.array(values) - min(values)) / length
 
+    @property
+    def alike(self) -> bool:
+        """Whether all tasks get the same rating."""
+        return len(self.means) > 0 and float(np.ptp(self.means, axis=0).max()) < _ROUNDING
+
     @classmethod
     def of(
         cls, wordings: Sequence[tuple[list[Question], list[Answer]]], tasks: Sequence[Task], values: Sequence[float]
@@ -135,7 +143,7 @@ class _Readings:
 
 
 def consistency(ratings: Float[np.ndarray, "... tasks wordings"]) -> Float[np.ndarray, "..."]:
-    """ICC(C,1): the share of variance between tasks that one wording has in common with another.
+    """ICC(C,1): the share of variance between tasks that one wording has in common with another; missing where all are alike.
 
     McGraw & Wong (1996), "Forming inferences about some intraclass correlation coefficients", case 3.
     """
@@ -144,15 +152,16 @@ def consistency(ratings: Float[np.ndarray, "... tasks wordings"]) -> Float[np.nd
     whole = by_task.mean(axis=-2, keepdims=True)
     between = k * ((by_task - whole) ** 2).sum(axis=(-2, -1)) / (n - 1)
     error = ((ratings - by_task - by_wording + whole) ** 2).sum(axis=(-2, -1)) / ((n - 1) * (k - 1))
+    total = between + (k - 1) * error
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (between - error) / (between + (k - 1) * error)
+        return np.where(total > _ROUNDING**2, (between - error) / total, np.nan)
 
 
 def _table(read: Mapping[str, _Readings], usable: Mapping[str, _Readings], seed: int) -> pd.DataFrame:
     standard = pd.DataFrame({scale: _standardised(each) for scale, each in usable.items()})
     rows = []
     for scale, each in read.items():
-        row: dict[str, Any] = {"scale": scale, "on_format": each.on_format, "tasks": len(each.task_ids)}
+        row: dict[str, Any] = {"scale": scale, "on_format": each.on_format, "tasks": len(each.task_ids), "alike": each.alike}
         if scale in usable:
             resampled = np.random.default_rng(seed).integers(len(each.task_ids), size=(_RESAMPLES, len(each.task_ids)))
             by_wording = np.moveaxis(each.distributions, 1, 0)  # wordings, tasks, answers
@@ -182,7 +191,7 @@ def _kl_against_icc(table: pd.DataFrame) -> Estimate:
     known = table.dropna(subset=["kl", "icc"])
     n = len(known)
     if n < 5:
-        return Estimate(math.nan, math.nan, math.nan, math.nan, n)
+        return Estimate.unknown(n)
     rho = float(known["kl"].corr(known["icc"], method="spearman"))
     z, se = math.atanh(min(max(rho, -0.999), 0.999)), 1.06 / math.sqrt(n - 3)
     return Estimate(rho, math.tanh(z - 1.96 * se), math.tanh(z + 1.96 * se), se * (1 - rho**2), n)
@@ -228,9 +237,14 @@ def _relation_finding(relation: Estimate, table: pd.DataFrame) -> Finding:
 
 def _format_finding(table: pd.DataFrame, settings: ScaleDiscriminationSettings) -> Finding:
     out = table[table["icc"].isna()] if "icc" in table else table
-    named = ", ".join(f"{row['scale']} ({100 * row['on_format']:.0f} %)" for _, row in out.iterrows())
-    sentence = f"{len(table) - len(out)} of {len(table)} scales are answered on format in all {settings.n_variants} wordings"
-    return Finding("On format", sentence + (f"; too seldom: {named}." if named else "."))
+    named = ", ".join(f"{row['scale']} ({100 * row['on_format']:.0f} %)" for _, row in out[~out["alike"]].iterrows())
+    alike = ", ".join(out.loc[out["alike"], "scale"])
+    return Finding(
+        "On format",
+        f"{len(table) - len(out)} of {len(table)} scales are answered on format in all {settings.n_variants} wordings"
+        + (f"; too seldom: {named}" if named else "")
+        + (f"; alike for all tasks: {alike}." if alike else "."),
+    )
 
 
 def discrimination_figure(table: pd.DataFrame) -> Figure:

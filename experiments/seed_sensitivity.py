@@ -151,7 +151,7 @@ def between_seeds(shares: pd.DataFrame) -> Estimate:
     seeds = shares.drop(columns=_EXACT)
 
     def mean(values: Float[np.ndarray, "pairs seeds"]) -> float:
-        return float(np.nanmean([_correlation(a, b) for a, b in itertools.combinations(values.T, 2)]))
+        return float(pd.Series([_correlation(a, b) for a, b in itertools.combinations(values.T, 2)]).mean())
 
     return over_pairs(seeds, mean, bounds=(-1, 1))
 
@@ -211,8 +211,10 @@ def _mean_correlation(fits: Sequence[Utilities], seed: int) -> Estimate:
     values = table.to_numpy(dtype=float)
     upper = np.triu_indices(values.shape[1], 1)
     rows = np.random.default_rng(seed).integers(len(values), size=(500, len(values)))
-    draws = [np.corrcoef(values[row], rowvar=False)[upper].mean() for row in rows]
-    return Estimate.of_correlation(float(np.corrcoef(values, rowvar=False)[upper].mean()), draws, len(values))
+    with np.errstate(invalid="ignore"):  # a fit in which all tasks are alike has no correlation
+        draws = [np.corrcoef(values[row], rowvar=False)[upper].mean() for row in rows]
+        mean = float(np.corrcoef(values, rowvar=False)[upper].mean())
+    return Estimate.of_correlation(mean, draws, len(values))
 
 
 def _seed_finding(between: Estimate, utilities: Estimate, settings: SeedSensitivitySettings) -> Finding:
@@ -227,6 +229,8 @@ def _seed_finding(between: Estimate, utilities: Estimate, settings: SeedSensitiv
 
 def _draws_finding(draws: pd.DataFrame, between: Estimate) -> Finding:
     last = draws.iloc[-1]
+    if pd.isna(last["with_exact"]):
+        return Finding("Draws", "Every draw chose by order alone, so how many would be needed is not known.", "seed_draws")
     sentence = (
         f"The mean of {last['draws']:.0f} draws correlates with the exact probabilities at {last['with_exact']:+.2f} "
         f"[{last['low']:+.2f}, {last['high']:+.2f}]; one draw at {draws['with_exact'].iloc[0]:+.2f}. "
@@ -248,6 +252,11 @@ def _calibration_finding(gap: Estimate, settings: SeedSensitivitySettings) -> Fi
     percent = Estimate(100 * gap.value, 100 * gap.low, 100 * gap.high, 100 * gap.se, gap.n)
     same = settings.temperature == 1 and settings.top_p == 1
     expected = "as it should be for one distribution read in two ways" if same else "they are of different distributions"
+    if same and gap.differs_from(0) and round(percent.value, 1):
+        expected = (
+            "it should be 0 for one distribution read in two ways: look at how sampled answers were parsed, and at sampling "
+            "settings that a server adds"
+        )
     return Finding(
         "Exact and sampled",
         f"Sampled answers choose the task shown first {plain(percent, 1)} percentage points more often than its exact "

@@ -72,8 +72,9 @@ def run(settings: SyspromptVariationSettings) -> Result:
     preferences = contents(comparisons)
     if NONE not in preferences or preferences.shape[1] < 3 or len(preferences) < 4:
         raise ValueError(
-            f"Only {list(preferences)} are answered on format, over {len(preferences)} pairs; expected {NONE!r} and two "
-            f"others. `penchant preflight --templates choice:{settings.wording}` shows what this model answers."
+            f"{len(preferences.columns)} of {len(systems)} system prompts are answered on format and not by order alone, over "
+            f"{len(preferences)} pairs; expected {NONE!r} and two others, and four pairs. `penchant preflight "
+            f"--templates choice:{settings.wording}` shows what this model answers."
         )
     utilities = {
         str(name): LeastSquares(resamples=_RESAMPLES, seed=settings.seed).fit(

@@ -162,7 +162,7 @@ def preferred_refused(
     for number, edge in ((1, threshold), (2, refused_above)):
         sure &= (both[f"low_{number}"] > edge) | (both[f"high_{number}"] < edge)  # false without an interval
     counts = np.array([[int((row & column).sum()) for column in (refused, ~refused)] for row in (preferred, ~preferred)])
-    ratio, p = Estimate(np.nan, np.nan, np.nan, np.nan, len(both)), 1.0
+    ratio, p = Estimate.unknown(len(both)), 1.0
     if counts.sum(axis=0).all() and counts.sum(axis=1).all():
         found = stats.contingency.odds_ratio(counts)
         ends = found.confidence_interval(0.95)

@@ -64,8 +64,9 @@ def run(settings: TemplateSensitivitySettings) -> Result:
     preferences = contents(comparisons)
     if preferences.shape[1] < 3 or len(preferences) < 4:
         raise ValueError(
-            f"{preferences.shape[1]} of {len(names)} templates are answered on format, over {len(preferences)} pairs; expected "
-            "three and four. `penchant preflight --templates choice:...` shows which templates this model can answer."
+            f"{preferences.shape[1]} of {len(names)} templates are answered on format and not by order alone, over "
+            f"{len(preferences)} pairs; expected three and four. `penchant preflight --templates choice:...` shows which "
+            "templates this model can answer."
         )
     table = _table(comparisons, preferences)
     axes = _axes_table(preferences, settings.axes)

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import LeastSquares, Utilities, all_pairs, choice, order_averages, position_bias
+from elicit.consistency import ROUNDING
 from elicit.reliability import CycleRate, HardCycles, PositionBias, dyadic_estimate, hard_cycles
 from elicit.templates import template
 from experiments import figures as plots
@@ -76,7 +77,7 @@ def run(settings: TransitivitySettings) -> Result:
     findings = [
         _cycle_finding("Hard cycles", "With both orders of every pair pooled", cycles.pooled),
         *([_one_order_finding(cycles)] if cycles.one_order else []),
-        _utilities_finding(explained, utilities, parts),
+        _utilities_finding(explained, utilities, pairs, parts),
         *([_origin_finding(by_origin, cycles.pooled)] if len(by_origin) > 1 else []),
     ]
     return publish(
@@ -139,8 +140,8 @@ def explained_share(pairs: pd.DataFrame, utilities: Utilities) -> Estimate:
         From `fitted_pairs`.
     """
     freedom = len(pairs) - len(utilities.task_ids) + utilities.report.components
-    if freedom < 1:
-        return Estimate(np.nan, np.nan, np.nan, np.nan, len(pairs))
+    if freedom < 1 or (pairs["content"].abs() < ROUNDING).all():
+        return Estimate.unknown(len(pairs))
     left, content = (pairs["residual"] ** 2).to_numpy() * len(pairs) / freedom, (pairs["content"] ** 2).to_numpy()
     return dyadic_estimate(
         lambda rows: 1 - left[rows].sum() / content[rows].sum(), pairs["task_1"], pairs["task_2"], (-np.inf, 1.0)
@@ -211,7 +212,10 @@ def _one_order_finding(cycles: HardCycles) -> Finding:
     return replace(finding, sentence=finding.sentence + flips)
 
 
-def _utilities_finding(explained: Estimate, utilities: Utilities, parts: pd.DataFrame) -> Finding:
+def _utilities_finding(explained: Estimate, utilities: Utilities, pairs: pd.DataFrame, parts: pd.DataFrame) -> Finding:
+    if not explained.known:
+        reason = "too few for that" if pairs["content"].any() else "order alone decides every one"
+        return Finding("Utilities", f"What utilities explain of {len(pairs):,} pairs is not known: {reason}.")
     spread = utilities.report.residual_sd or float("nan")
     rows = tuple(f"{row['part']:28s}{row['mean_square']:8.3f}  {100 * row['share']:4.0f} %" for _, row in parts.iterrows())
     sentence = (

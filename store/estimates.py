@@ -34,6 +34,11 @@ class Estimate:
     n: int
 
     @classmethod
+    def unknown(cls, n: int) -> Self:
+        """Of something that cannot be estimated from these units."""
+        return cls(math.nan, math.nan, math.nan, math.nan, n)
+
+    @classmethod
     def from_draws(cls, value: float, draws: Float[np.ndarray, " resamples"] | Sequence[float], n: int) -> Self:
         """Percentile interval from bootstrap draws; those that are undefined (a resample of one task) are left out."""
         kept = np.asarray(draws, dtype=float)
@@ -74,6 +79,11 @@ class Estimate:
         n, value = len(cases), float(np.mean(cases))
         low, high = stats.binomtest(int(np.sum(cases)), n).proportion_ci(method="exact")
         return cls(value, float(low), float(high), math.sqrt(value * (1 - value) / n), n)
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a value."""
+        return not math.isnan(self.value)
 
     def differs_from(self, null: float = 0.0) -> bool:
         """Whether the interval leaves out `null`."""

@@ -59,9 +59,10 @@ def turns(asked: Sequence[Question], answers: Sequence[Answer], threshold: float
 
     Returns
     -------
-    Columns `task_id, turn, template, draw, p_leave, p_stay, order_gap, outcome, bails`. The probabilities are raw (their sum
-    is the mass on format); of a sampled answer they are 0 or 1. `order_gap` is how much more probable leaving is when it is
-    named first. A turn bails if leaving is more probable than staying and than `threshold`.
+    Columns `task_id, turn, template, draw, p_leave, p_stay, order_gap, bounded, outcome, bails`. The probabilities are raw
+    (their sum is the mass on format); of a sampled answer they are 0 or 1. `order_gap` is how much more probable leaving is
+    when it is named first. `bounded` says that a server did not list one of the answers in one of the orders, so that its
+    probability is the most that it can be. A turn bails if leaving is more probable than staying and than `threshold`.
     """
     rows = []
     for question, answer in zip(asked, answers, strict=True):
@@ -82,6 +83,7 @@ def turns(asked: Sequence[Question], answers: Sequence[Answer], threshold: float
                 "order": measures["order"],
                 "p_leave": p_leave,
                 "p_stay": p_stay,
+                "bounded": bool(answer.unlisted),
                 "outcome": answer.outcome.value,
             }
         )
@@ -90,6 +92,7 @@ def turns(asked: Sequence[Question], answers: Sequence[Answer], threshold: float
     both = table.pivot(index=keys, columns="order", values=["p_leave", "p_stay"])
     merged = pd.DataFrame({name: (both[name, "stay_first"] + both[name, "leave_first"]) / 2 for name in ("p_leave", "p_stay")})
     merged["order_gap"] = both["p_leave", "leave_first"] - both["p_leave", "stay_first"]
+    merged["bounded"] = table.groupby(keys)["bounded"].any()
     merged["outcome"] = table.groupby(keys)["outcome"].agg(lambda outcomes: "/".join(dict.fromkeys(outcomes)))
     merged["bails"] = (merged["p_leave"] > merged["p_stay"]) & (merged["p_leave"] > threshold)
     return merged.reset_index()

@@ -86,6 +86,43 @@ def test_experiments_that_only_ask_run_on_a_server(name, tmp_path, monkeypatch):
         assert len(server.requests) == n_requests
 
 
+def by_order_alone(last, said):
+    """A server whose answers do not depend on the tasks, and that lists few tokens of what it is not asked for."""
+    if said[-1:].isdigit():
+        return {"\n": 0.9, ".": 0.05, ENDS: 0.04, "q": 1e-9}
+    space = " " if said else ""
+    return {f"{space}{label}": chance for label, chance in zip("A1B2.", (0.6, 0.3, 0.05, 0.01, 1e-9), strict=True)}
+
+
+@pytest.mark.parametrize("name", ["position_bias", "opt_out", "transitivity", "active_learning", "bail", "seed_sensitivity"])
+def test_a_model_that_answers_by_order_alone_is_given_no_preferences(name, tmp_path, recwarn):
+    module = importlib.import_module(f"experiments.{name}")
+    with ChatServer(by_order_alone) as server:
+        respondent = RespondentSettings(base_url=server.url, model="tabled")
+        quick = dict(module.SETTINGS.QUICK) | {"out": tmp_path / name, "per_origin": 2, "respondent": respondent}
+        screen = " ".join(module.run(module.SETTINGS(**quick)).screen.split())
+    assert "nan" not in screen.lower().replace("nancy", "") and not [each for each in recwarn if "divide" in str(each.message)]
+    expected = {
+        "position_bias": "orders cannot be compared",
+        "opt_out": "no difference is claimed",
+        "transitivity": "order alone decides every one",
+        "active_learning": "no better prediction than chance is claimed",
+        "bail": "is the most that it can be: tag 100 %, string 100 %, tool 100 % of turns",
+        "seed_sensitivity": "no agreement between seeds is claimed",
+    }
+    assert expected[name] in screen
+
+
+@pytest.mark.parametrize("name", ["sysprompt_variation", "template_sensitivity"])
+def test_what_compares_preferences_says_that_there_are_none(name, tmp_path):
+    module = importlib.import_module(f"experiments.{name}")
+    with ChatServer(by_order_alone) as server:
+        respondent = RespondentSettings(base_url=server.url, model="tabled")
+        quick = dict(module.SETTINGS.QUICK) | {"out": tmp_path / name, "per_origin": 2, "respondent": respondent}
+        with pytest.raises(ValueError, match="answered on format and not by order alone, over 0 pairs; expected"):
+            module.run(module.SETTINGS(**quick))
+
+
 def test_a_dry_run_says_what_a_server_would_be_asked_and_asks_it_nothing(server, tmp_path, capsys):
     flags = ["--respondent.base-url", server.url, "--respondent.model", "tabled", "--respondent.api-key-env", KEY_NAME]
     flags += ["--out", str(tmp_path / "p"), "--per-origin", "1", "--degree", "2", "--templates", *TEMPLATES]

@@ -44,6 +44,7 @@ def test_icc_is_that_of_the_published_example():
     ratings = np.array([[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]], dtype=float)
     assert consistency(ratings) == pytest.approx(0.71, abs=0.005)
     assert consistency(ratings + np.array([0, 5, -3, 1])) == pytest.approx(float(consistency(ratings)))
+    assert np.isnan(consistency(0.3 + 1e-12 * ratings)), "rounding was taken for differences between tasks"
 
 
 def test_scale_discrimination_runs_on_the_real_model(counted, tmp_path):
