@@ -4,11 +4,13 @@ Exact answers are read from the log-probabilities that the server lists, sampled
 to the measurement log through `elicit.ask`, like every answer.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from elicit.endpoint_chat import Chat, RefusedRequest, Reply
 from elicit.endpoint_limits import Budget, TryAgain
@@ -39,7 +41,8 @@ class Endpoint:
         Further tries after a failure that may pass (429, 5xx, time-outs, lost connections), each after what the server
         asks for or twice as long as before.
     budget_tokens, budget_usd
-        The most that this object may spend; `BudgetReached` ends the run before a request that could pass it.
+        The most that this object, and all that `with_model` makes of it, may spend together; `BudgetReached` ends the run
+        before a request that could pass it.
     price_per_million
         US dollars for a million tokens read and written; needed for `budget_usd`.
     repeats
@@ -87,22 +90,29 @@ class Endpoint:
         for name, (value, minimum) in (least | {"top_logprobs": (top_logprobs, 1)}).items():
             if value < minimum:
                 raise ValueError(f"{name} is {value}; expected at least {minimum}.")
-        self.server = Server(base_url, model, api_key_env)
         self.budget = Budget(budget_tokens, budget_usd, price_per_million)
         self.concurrency, self.repeats, self.top_logprobs = concurrency, repeats, top_logprobs
         self._extra = dict(extra_body or {})
         if provider:
             self._extra["provider"] = {"order": [provider], "allow_fallbacks": False}
         self._write = write
-        limits = {"retries": retries, "timeout": timeout}
-        self._chat = (
-            WrittenChat(self.server, self.budget, write, **limits) if write else Chat(self.server, self.budget, **limits)
-        )
+        self._limits = {"retries": retries, "timeout": timeout}
+        self._ask_at(Server(base_url, model, api_key_env))
+
+    def _ask_at(self, server: Server) -> None:
+        write, limits = self._write, self._limits
+        self.server = server
+        self._chat = WrittenChat(server, self.budget, write, **limits) if write else Chat(server, self.budget, **limits)
         self._token_ids: dict[str, int | None] = {}
-        changes = digest(
-            "endpoint", self.server.address, model, self._extra, repeats, top_logprobs, *([write.digest] if write else [])
-        )
-        self.identity = ModelIdentity(model, "endpoint", changes)
+        options = (self._extra, self.repeats, self.top_logprobs, *([write.digest] if write else []))
+        self.identity = ModelIdentity(server.model, "endpoint", digest("endpoint", server.address, server.model, *options))
+
+    def with_model(self, model: str) -> Self:
+        """Another model on the same server, asked in the same way, its prompts written alike; both spend one budget."""
+        other = copy.copy(self)
+        vars(other).pop("capabilities", None)  # those of this model
+        other._ask_at(replace(self.server, model=model))
+        return other
 
     def __repr__(self) -> str:
         return f"Endpoint({self.server.model} at {self.server.address}, {self.fingerprint[:12]})"

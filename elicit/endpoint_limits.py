@@ -48,7 +48,7 @@ class Bill:
 
 
 class Budget:
-    """What may be spent, and what was. Shared by the threads of one endpoint.
+    """What may be spent, and what was. Shared by the threads of one endpoint, and by models of one server in a run.
 
     Parameters
     ----------

@@ -135,10 +135,8 @@ def _rehearsed(
     def behind_server(named: RespondentSettings) -> RespondentSettings:
         class RehearsedRespondent(type(named)):
             def endpoint(self) -> Endpoint | None:
-                if (real := super().endpoint()) is None:
-                    return None
-                respondents.append(endpoint := RehearsedEndpoint(real, tally))
-                return endpoint
+                real = super().endpoint()
+                return RehearsedEndpoint(real, tally, respondents) if real else None
 
         return RehearsedRespondent(**dict(named))
 

@@ -15,6 +15,7 @@ from experiments.report import Report, Table
 from experiments.run_directory import RunDirectory
 from experiments.setup import Setup
 from store import Answer, Question
+from store.provenance import ModelIdentity
 
 _SCREEN_WIDTH = 100
 
@@ -64,20 +65,26 @@ class Source:
     example_answer: str = ""
 
     @classmethod
-    def of(cls, setup: Setup, question: Question) -> "Source":
-        """The model of a set-up, with one of the questions that it was asked."""
+    def of(cls, setup: Setup, question: Question, others: Sequence[ModelIdentity] = ()) -> "Source":
+        """The model of a set-up, with one of the questions that it was asked; `others` are models that were asked too."""
         model = setup.respondent
         n_origins = len({task.origin for task in setup.tasks})
-        name = f"{model.identity.name} ({model.dtype} on {model.device})"
+        where = f"({model.dtype} on {model.device})"
         under = "".join(f" under [{each}]" for each in model.interventions)
+        names = [model.identity.name, *(each.name for each in others)]
+        if isinstance(model, Endpoint):  # all are on its server
+            who = f"{', '.join(names)} {where}"
+        else:
+            who = f"{names[0]} {where}{under}" + (f" beside {', '.join(names[1:])}" if others else "")
         return cls(
-            f"{name}{under}, {len(setup.tasks)} tasks of {n_origins} origins",
+            f"{who}, {len(setup.tasks)} tasks of {n_origins} origins",
             {
                 "name": model.identity.name,
                 "fingerprint": model.fingerprint,
                 "dtype": model.dtype,
                 "interventions": [each.describe() for each in model.interventions],
-            },
+            }
+            | ({"others": {each.name: each.fingerprint for each in others}} if others else {}),
             len(setup.run.log),
             model.shown(question) if isinstance(model, Endpoint) else model.render(question).text,
             _describe_answer(ask([question], model, setup.run.log)[0]),

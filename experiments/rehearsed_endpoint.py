@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Self
 
 from elicit import Endpoint
 from elicit.endpoint import messages_of
@@ -18,13 +19,19 @@ from store.provenance import digest
 class RehearsedEndpoint(Endpoint):
     """A view that only counts. It has the fingerprint of what it stands for, so that a log's answers are found.
 
-    What the server can do is not known without asking it; it is taken to list log-probabilities and to go on with an answer
-    that was begun.
+    It puts itself among the `views`, and every other model that is asked for by its help. What the server can do is not known
+    without asking it; it is taken to list log-probabilities and to go on with an answer that was begun.
     """
 
-    def __init__(self, real: Endpoint, tally: Tally) -> None:
+    def __init__(self, real: Endpoint, tally: Tally, views: list) -> None:
         vars(self).update(vars(real))
-        self._tally = tally
+        self._tally, self._views = tally, views
+        views.append(self)
+
+    def with_model(self, model: str) -> Self:
+        """A rehearsed view of another model on the same server."""
+        self._views.append(other := super().with_model(model))
+        return other
 
     @cached_property
     def capabilities(self) -> Capabilities:

@@ -12,22 +12,26 @@ import pandas as pd
 from jaxtyping import Float
 from pydantic import Field
 
-from elicit import Context, LeastSquares, ask, choice, completion, rating, regular_pairs
+from elicit import Context, Endpoint, LeastSquares, ask, choice, completion, rating, regular_pairs
 from elicit.templates import template
 from experiments.crossed import Crossed, effects_figure
 from experiments.findings import Finding, null_note, plain
 from experiments.loop import cache_activations
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
-from experiments.settings import Settings
+from experiments.settings import ConfigError, Settings
 from experiments.setup import Setup
 from experiments.steering import reference_norm_of
 from interp import Intervention, LocalModel, preference_direction
 from interp.layers import LayerSpec
-from store import Estimate, Sampling
+from store import Estimate, Question, Sampling
 
 _BASE = "base"
 _RESAMPLES = 1000
+_VIEWS = (
+    "Steered views are pushed on all tokens along the difference of means between the tasks preferred most and least, doses "
+    "in mean residual norms. "
+)
 _OWN_WORK = "own work above others', as a share of a scale's length"
 
 
@@ -40,9 +44,14 @@ class SelfVsCrossSettings(Settings):
         default=Path("runs/self_vs_cross"), description="Run directory. The same one continues, or repeats at no cost."
     )
     per_origin: int = Field(default=8, ge=1, description="Tasks sampled from each origin.")
-    others: tuple[str, ...] = Field(default=(), description="More models: embedded, folders with checkpoints, or hub ids.")
+    others: tuple[str, ...] = Field(
+        default=(),
+        description="More models: embedded, folders with checkpoints, or hub ids; with --respondent, names on its server.",
+    )
     doses: tuple[float, ...] = Field(
-        default=(-0.1, 0.1), description="Views of the model steered along its preference direction; none to leave them out."
+        default=(-0.1, 0.1),
+        description="Views of the model steered along its preference direction; none (--doses with nothing after it) to leave "
+        "them out, as for a server.",
     )
     layer: LayerSpec = Field(default=0.5, description="Layer that is steered.")
     scales: tuple[str, ...] = Field(
@@ -64,10 +73,12 @@ def run(settings: SelfVsCrossSettings) -> Result:
     started = time.monotonic()
     for scale in settings.scales:
         template("rating", scale)  # a wrong name is an error before the model is loaded
-    if not any(settings.doses) and not settings.others:
-        raise ValueError("There is one respondent; expected two or more: give --doses or --others.")
+    _check(settings)
     setup = Setup.of(settings, settings.load_tasks())
-    respondents = _respondents(setup, settings)
+    first, *others = setup.with_others(settings.others)
+    views = _steered(setup, settings) if any(settings.doses) else {}
+    own = _BASE if views else settings.respondent_name
+    respondents = {own: first} | views | dict(zip(settings.others, others, strict=True))
     written = {name: _write(setup, model, settings) for name, model in respondents.items()}
     ratings = pd.concat(
         [_rate(setup, rater, model, each, settings) for rater, model in respondents.items() for each in written.items()],
@@ -81,11 +92,10 @@ def run(settings: SelfVsCrossSettings) -> Result:
     for name, table in (("ratings", ratings), ("cells", cells)):
         setup.run.save_table(name, table)
     spreads = _spreads(values, settings.seed)
-    completions = completion.texts(written[_BASE])
-    example = rating.questions(setup.tasks[:1], scale=settings.scales[0], completions=completions)[0]
+    example = _rated(setup, written[own], settings.scales[0])[0]
     return publish(
         setup.run,
-        Source.of(setup, example),
+        Source.of(setup, example, [each.identity for each in others]),
         experiment="self_vs_cross",
         findings=[_self_finding(effects, names), _spread_finding(spreads, names, crossed)],
         figures={"self_vs_cross": crossed.figure(), "self_effects": effects_figure(effects, _OWN_WORK, "Self-preference")},
@@ -101,8 +111,7 @@ def run(settings: SelfVsCrossSettings) -> Result:
             f"{len(names)} respondents ({', '.join(names)}) each did {len(setup.tasks)} tasks (up to {settings.max_new_tokens} "
             f"tokens, temperature {settings.temperature:g}) and rated everyone's completions after doing, as if they were "
             f"their own, on {', '.join(crossed.scales)}; ratings are shares of a scale's length, averaged over scales. "
-            "Steered views are pushed on all tokens along the difference of means between the tasks preferred most and "
-            "least, doses in mean residual norms. The effect of own work is the interaction of rater and writer on the "
+            f"{_VIEWS if views else ''}The effect of own work is the interaction of rater and writer on the "
             "diagonal, within tasks; intervals are Student's, over tasks."
         ),
         summary={"cells": cells.to_dict("records"), "own_work": effects, "spreads": spreads},
@@ -110,11 +119,16 @@ def run(settings: SelfVsCrossSettings) -> Result:
     )
 
 
-def _respondents(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, LocalModel]:
-    found = {_BASE: setup.model}
-    if any(settings.doses):
-        found |= _steered(setup, settings)
-    return found | {name: settings.model_copy(update={"model": name}).load_model() for name in settings.others}
+def _check(settings: SelfVsCrossSettings) -> None:
+    server = settings.respondent.base_url
+    way = "name other models of the server with --others." if server else "give --doses or --others."
+    if server and any(settings.doses):
+        raise ConfigError(
+            f"doses is {settings.doses}: steered views of the model need its weights, and a server ({server}) can only be "
+            f"asked. Leave them out: --doses with nothing after it.{'' if settings.others else f' And {way}'}"
+        )
+    if not any(settings.doses) and not settings.others:
+        raise ConfigError(f"There is one respondent; expected two or more: {way}")
 
 
 def _steered(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, LocalModel]:
@@ -132,7 +146,7 @@ def _steered(setup: Setup, settings: SelfVsCrossSettings) -> dict[str, LocalMode
     return {f"dose {dose:+g}": setup.model.steered(Intervention.everywhere(vector, dose)) for dose in settings.doses if dose}
 
 
-def _write(setup: Setup, model: LocalModel, settings: SelfVsCrossSettings) -> pd.DataFrame:
+def _write(setup: Setup, model: LocalModel | Endpoint, settings: SelfVsCrossSettings) -> pd.DataFrame:
     sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
     asked = completion.questions(setup.tasks, context=Context(sampling=sampling))
     answers = ask(asked, model, setup.run.log, description="completions")
@@ -140,17 +154,21 @@ def _write(setup: Setup, model: LocalModel, settings: SelfVsCrossSettings) -> pd
 
 
 def _rate(
-    setup: Setup, rater: str, model: LocalModel, work: tuple[str, pd.DataFrame], settings: SelfVsCrossSettings
+    setup: Setup, rater: str, model: LocalModel | Endpoint, work: tuple[str, pd.DataFrame], settings: SelfVsCrossSettings
 ) -> pd.DataFrame:
     writer, written = work
-    texts = {task: text for task, text in completion.texts(written).items() if text.strip()}
-    tasks = [task for task in setup.tasks if task.id in texts]
     tables = []
     for scale in settings.scales:
-        asked = rating.questions(tasks, scale=scale, completions=texts)
+        asked = _rated(setup, written, scale)
         table = rating.ratings(asked, ask(asked, model, setup.run.log, description=f"{rater} rates {writer}"))
         tables.append(table.assign(rated_by=rater, done_by=writer))
     return pd.concat(tables, ignore_index=True)
+
+
+def _rated(setup: Setup, written: pd.DataFrame, scale: str) -> list[Question]:
+    """One question for every completion that is not empty."""
+    texts = {task: text for task, text in completion.texts(written).items() if text.strip()}
+    return rating.questions([task for task in setup.tasks if task.id in texts], scale=scale, completions=texts)
 
 
 @dataclass(frozen=True)

@@ -152,6 +152,17 @@ class Settings(RunSettings):
     origins: tuple[str, ...] = Field(default=(), description="Origins to sample from; empty for all.")
     per_origin: int = Field(default=12, ge=1, description="Tasks sampled from each origin.")
 
+    @property
+    def respondent_name(self) -> str:
+        """Name of the model that is asked, here or on a server."""
+        return self.respondent.model or self.model
+
+    def with_model(self, name: str) -> Self:
+        """The same settings for another model: on this machine, or on the server that they name."""
+        if self.respondent.base_url is None:
+            return self.model_copy(update={"model": name})
+        return self.model_copy(update={"respondent": self.respondent.model_copy(update={"model": name})})
+
     def load_model(self) -> LocalModel:
         """Load the model that these settings name, under the intervention that they name.
 

@@ -1,7 +1,9 @@
 """The set-up that every experiment starts from: its settings, a run directory, the model, and the tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Self
 
 from elicit import Endpoint, Task, ask
@@ -41,6 +43,27 @@ class Setup:
         if isinstance(self.respondent, Endpoint):
             raise ConfigError(needs_weights(self.settings))
         return self.respondent
+
+    def with_others(self, names: Sequence[str]) -> Iterator[LocalModel | Endpoint]:
+        """The respondent, then other models by name, where it is: each loaded here in its turn, or on the same server.
+
+        Raises
+        ------
+        ConfigError
+            A model is named twice.
+        EndpointError, BudgetReached
+            One cannot be asked. In a new run directory all models of a server are tried before any is asked.
+        """
+        twice = [name for name, times in Counter([self.settings.respondent_name, *names]).items() if times > 1]
+        if twice:
+            raise ConfigError(f"{', '.join(twice)}: named more than once; expected every model once, the respondent included.")
+        if not isinstance(self.respondent, Endpoint):
+            return chain([self.respondent], (self.settings.with_model(name).load_model() for name in names))
+        served = [self.respondent, *map(self.respondent.with_model, names)]
+        if not len(self.run.log):
+            for each in served:
+                _ = each.capabilities
+        return iter(served)
 
     @property
     def origins(self) -> Mapping[str, str]:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from pydantic import Field
 
-from elicit import BradleyTerry, LeastSquares, ask, choice, rating, regular_pairs
+from elicit import BradleyTerry, Endpoint, LeastSquares, ask, choice, rating, regular_pairs
 from elicit.consistency import LEAST_COVERAGE
 from elicit.designs import Pair
 from elicit.reliability import TaskConsistency, consistency_agreement, task_consistency
@@ -31,6 +31,7 @@ from experiments.setup import Setup
 from interp import LocalModel
 from store import Answer, Estimate, Outcome, Question
 from store.estimates import POWER_FACTOR
+from store.provenance import ModelIdentity
 
 CHOICE, RATING = "choice", "rating"
 _RESAMPLES = 1000
@@ -46,7 +47,9 @@ class TaskConsistencySettings(Settings):
         default=Path("runs/task_consistency"), description="Run directory. The same one continues, or repeats at no cost."
     )
     models: tuple[str, ...] = Field(
-        default=(), description="Models to compare: embedded, folders with checkpoints, or hub ids. Empty: `model` alone."
+        default=(),
+        description="Models to compare: embedded, folders with checkpoints, or hub ids; with --respondent, names on its "
+        "server. Empty: the one model alone.",
     )
     per_origin: int = Field(default=10, ge=1, description="Tasks sampled from each origin.")
     templates: tuple[str, ...] = Field(
@@ -70,16 +73,17 @@ def run(settings: TaskConsistencySettings) -> Result:
     wordings = [(CHOICE, name) for name in settings.templates] + [(RATING, name) for name in settings.scales]
     for mode, name in wordings:
         template(mode, name)  # a wrong name is an error before the model is loaded
-    models = settings.models or (settings.model,)
+    models = settings.models or (settings.respondent_name,)
     if len(models) * len(wordings) < 2:
         raise ValueError("There is one condition; expected two or more: give several --templates, --scales or --models.")
     tasks = settings.load_tasks()
     pairs = regular_pairs([task.id for task in tasks], settings.degree, settings.seed)
-    setup = Setup.of(settings.model_copy(update={"model": models[0]}), tasks)
+    setup = Setup.of(settings.with_model(models[0]), tasks)
     found: list[Condition] = []
     left_out: list[str] = []
-    for place, name in enumerate(models):
-        model = setup.model if place == 0 else settings.model_copy(update={"model": name}).load_model()
+    asked: list[ModelIdentity] = []
+    for name, model in zip(models, setup.with_others(models[1:]), strict=True):
+        asked.append(model.identity)
         for mode, wording in wordings:
             label = f"{name}: {wording}" if len(models) > 1 else wording
             try:
@@ -119,7 +123,7 @@ def run(settings: TaskConsistencySettings) -> Result:
         setup.run.save_table(name, saved)
     return publish(
         setup.run,
-        Source.of(setup, found[0].example),
+        Source.of(setup, found[0].example, asked[1:]),
         experiment="task_consistency",
         findings=[
             _consistency_finding(table, settings, left_out),
@@ -196,7 +200,7 @@ class Condition:
 
 
 def measure(
-    setup: Setup, model: LocalModel, wording: Wording, pairs: Sequence[Pair], settings: TaskConsistencySettings
+    setup: Setup, model: LocalModel | Endpoint, wording: Wording, pairs: Sequence[Pair], settings: TaskConsistencySettings
 ) -> Condition:
     """Ask under one condition, and draw sets of answers from what was read.
 

@@ -4,9 +4,11 @@ import json
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+Table = Callable[[str, str], dict[str, float]]
 
 ENDS = "<|im_end|>"
 KEY_NAME, KEY = "PENCHANT_TEST_KEY", "sk-secret-5f2e9a"
@@ -33,7 +35,10 @@ class ChatServer:
     Parameters
     ----------
     table
-        Next-token probabilities, from the last user turn and what the assistant is made to say.
+        Next-token probabilities, from the last user turn and what the assistant is made to say; one by name for a server of
+        several models.
+    says
+        The text of longer answers, or one by name of the model.
     prefill
         Whether a last assistant turn is continued: `fields` (as vLLM, when told to), `always` (as llama.cpp) or `never`.
     takes_tokens, counts
@@ -42,7 +47,7 @@ class ChatServer:
 
     def __init__(
         self,
-        table: Callable[[str, str], dict[str, float]],
+        table: Table | Mapping[str, Table],
         *,
         prefill: str = "fields",
         trims: bool = False,
@@ -51,13 +56,15 @@ class ChatServer:
         tokens: tuple[str, ...] = (),
         model: str = "tabled",
         key: str | None = None,
-        says: str = "A.",
+        says: str | Mapping[str, str] = "A.",
         delay: Callable[[int], float] = lambda number: 0.0,
         takes_tokens: bool = True,
         counts: Callable[[Any], int] = len,
     ) -> None:
-        self.table, self.prefill, self.trims, self.log_probs, self.most_listed = table, prefill, trims, log_probs, most_listed
-        self.tokens, self.model, self.key, self.says, self.delay = list(tokens), model, key, says, delay
+        self.tables: Mapping[str, Table] = table if isinstance(table, Mapping) else {model: table}
+        self.prefill, self.trims, self.log_probs, self.most_listed = prefill, trims, log_probs, most_listed
+        self.tokens, self.key, self.delay = list(tokens), key, delay
+        self.says = says if isinstance(says, Mapping) else dict.fromkeys(self.tables, says)
         self.takes_tokens, self.counts = takes_tokens, counts
         self.requests: list[dict] = []
         self.authorizations: list[str | None] = []
@@ -123,7 +130,7 @@ class ChatServer:
             return fault
         if self.key and authorization != f"Bearer {self.key}":
             return 401, json.dumps({"error": {"message": f"Incorrect API key provided: {authorization}"}}), {}
-        if body["model"] != self.model:
+        if body["model"] not in self.tables:
             return 404, json.dumps({"error": {"message": f"The model `{body['model']}` does not exist."}}), {}
         if path == "/v1/completions":
             if isinstance(body["prompt"], list) and not self.takes_tokens:
@@ -135,11 +142,11 @@ class ChatServer:
 
     def _raw_completion(self, body: dict) -> dict:
         """The older form, where a list of tokens is by text; `table` is given the prompt as it came."""
-        chances = self.table(body["prompt"], "")
+        chances = self.tables[body["model"]](body["prompt"], "")
         ranked = sorted(chances.items(), key=lambda item: -item[1])
         chosen: dict = {"index": 0, "text": ranked[0][0], "finish_reason": "length"}
         if body["max_tokens"] > 1:
-            chosen |= {"text": self.says, "finish_reason": "stop"}
+            chosen |= {"text": self.says[body["model"]], "finish_reason": "stop"}
         elif body.get("logprobs"):
             tops = {token: math.log(chance) for token, chance in ranked[: body["logprobs"]]}
             chosen["logprobs"] = {"tokens": [ranked[0][0]], "token_logprobs": [tops[ranked[0][0]]], "top_logprobs": [tops]}
@@ -150,14 +157,14 @@ class ChatServer:
         continued = self.prefill == "always" or (self.prefill == "fields" and body.get("continue_final_message"))
         said = (said.strip() if self.trims else said) if continued else ""
         last = _last_user(body)
-        chances = probing(last, said) or self.table(last, said)
+        chances = probing(last, said) or self.tables[body["model"]](last, said)
         ranked = sorted(chances.items(), key=lambda item: -item[1])
         token = ranked[0][0]
         if bias := body.get("logit_bias"):
             token = self.tokens[int(next(iter(bias)))]
         chosen: dict = {"index": 0, "message": {"role": "assistant", "content": token}, "finish_reason": "length"}
         if body["max_tokens"] > 1:
-            words = self.says.split()
+            words = self.says[body["model"]].split()
             text = " ".join(words[: body["max_tokens"]])
             chosen |= {"message": {"role": "assistant", "content": text}}
             chosen |= {"finish_reason": "length" if len(words) > body["max_tokens"] else "stop"}
@@ -167,7 +174,7 @@ class ChatServer:
                 "content": [{"token": token, "logprob": math.log(chances.get(token, 1e-6)), "top_logprobs": listed}]
             }
         usage = {"prompt_tokens": 10, "completion_tokens": 1, "total_tokens": 11}
-        return {"id": "x", "object": "chat.completion", "model": self.model, "choices": [chosen], "usage": usage}
+        return {"id": "x", "object": "chat.completion", "model": body["model"], "choices": [chosen], "usage": usage}
 
 
 def _last_user(body: dict) -> str:

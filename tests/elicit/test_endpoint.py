@@ -511,6 +511,26 @@ def test_a_budget_ends_the_run_with_what_was_answered_and_another_run_goes_on():
         assert len(server.asked) == 12 and len(answers) == 12
 
 
+def test_models_of_one_server_are_respondents_of_their_own_that_spend_one_budget():
+    tables = {name: lambda last, said: TABLE for name in ("one", "two")}
+    with serving(tables) as server:
+        one = Endpoint(server.url, "one", top_logprobs=5, budget_tokens=10_000)
+        (answer,) = ask([QUESTION], one)
+        two = one.with_model("two")
+        assert not [body for body in server.requests if body["model"] == "two"]  # nothing is asked of it yet
+        n_tokens = one.budget.read + one.budget.written
+        assert ask([QUESTION], two)[0].log_probs == answer.log_probs
+        assert {body["model"] for body in server.requests} == {"one", "two"}
+        assert one.budget.read + one.budget.written == 2 * n_tokens  # its capabilities are found out anew
+        assert one.budget.n_requests == len(server.requests)
+        assert two.fingerprint == Endpoint(server.url, "two", top_logprobs=5).fingerprint != one.fingerprint
+        assert (one.identity.name, two.identity.name) == ("one", "two")
+        one.budget.tokens = 2 * n_tokens
+        for respondent in (one, two):
+            with pytest.raises(BudgetReached, match=f"in {len(server.requests)} requests"):
+                ask([plain_question()], respondent)
+
+
 def test_a_budget_in_money_counts_both_prices():
     budget = Budget(None, 1.0, (10.0, 1000.0))
     with budget.reserved(50_000, 1) as bill:

@@ -1,22 +1,28 @@
 """Experiments that only ask run on a model behind a server; those that need its weights say so. The key is written nowhere."""
 
 import importlib
+import json
 import re
 import warnings
 import zlib
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from elicit import ask
-from experiments import position_bias, probe_sweep, prompt_search
+from elicit.endpoint_limits import BudgetReached
+from elicit.endpoint_server import EndpointError
+from experiments import position_bias, probe_sweep, prompt_search, self_vs_cross, task_consistency
 from experiments.cli import main, parse_settings
 from experiments.dry_run import dry_run
 from experiments.position_bias import PositionBiasSettings
 from experiments.probe_sweep import ProbeSweepSettings
 from experiments.prompt_search import PromptSearchSettings, RewriterSettings
+from experiments.self_vs_cross import SelfVsCrossSettings
 from experiments.settings import ConfigError, RespondentSettings, Settings
+from experiments.task_consistency import TaskConsistencySettings
 from store import MeasurementLog, Option
 from tests.conftest import pair_question
 from tests.elicit.chat_server import ENDS, KEY, KEY_NAME, ChatServer
@@ -171,6 +177,129 @@ def test_a_search_whose_rewriter_is_behind_a_server_can_be_planned(counted, tmp_
     assert rows.loc["rewriting", "requests"] == rows.loc["rewriting", "to_ask"] > 0
     assert np.isnan(rows.loc["rewriting", "minutes"]) and rows.loc["choice", "minutes"] > 0
     assert "smollm2-135m (float32 on cpu) and m (as served on 127.0.0.1:9/v1)" in plan.screen and not plan.unfinished
+
+
+LARGE, SMALL = "org/large", "small"
+"""Models of one server, which answer alike in form and differently in numbers."""
+
+
+@pytest.fixture
+def two_models(monkeypatch):
+    monkeypatch.setattr("interp.LocalModel.load", lambda *_, **__: pytest.fail("a model was loaded"))
+    tables = {name: lambda last, said, name=name: answering(name + last, said) for name in (LARGE, SMALL)}
+    with ChatServer(tables, says={name: f"Done by {name}." for name in tables}) as started:
+        yield started
+
+
+def consistency_settings(server, out, **respondent) -> TaskConsistencySettings:
+    return TaskConsistencySettings(
+        respondent=RespondentSettings(**{"base_url": server.url, "model": LARGE, "concurrency": 2} | respondent),
+        models=(LARGE, SMALL),
+        **{"out": out, "per_origin": 2, "templates": ("would_rather",), "scales": ("likert_5",), "degree": 2, "n_seeds": 6},
+    )
+
+
+def crossed_settings(server, out, **changes) -> SelfVsCrossSettings:
+    respondent = RespondentSettings(base_url=server.url, model=LARGE)
+    shared = {"others": (SMALL,), "doses": (), "per_origin": 2, "scales": ("likert_agreement",)}
+    return SelfVsCrossSettings(respondent=respondent, out=out, **shared | changes)
+
+
+def asked_of(server, name):
+    return [body for body in server.asked if body["model"] == name]
+
+
+def test_consistency_is_compared_between_models_of_one_server_within_one_budget(two_models, tmp_path):
+    budget = 3000
+    settings = consistency_settings(two_models, tmp_path / "t", model="not asked", budget_tokens=budget)
+    with pytest.raises(BudgetReached, match=r"The budget of 3,000 tokens is reached: .* run the same again"):
+        task_consistency.run(settings)
+    n_large, n_small = (len(asked_of(two_models, name)) for name in (LARGE, SMALL))
+    assert n_large > n_small > 0 and budget / 2 < 11 * len(two_models.requests) <= budget  # every request takes 11 tokens
+    result = task_consistency.run(settings)
+    assert len(asked_of(two_models, LARGE)) == n_large and 11 * len(two_models.requests) > budget
+    assert n_large <= len(asked_of(two_models, SMALL)) < n_large + n_small  # some were answered before, and not asked again
+    where = f"{LARGE}, {SMALL} (as served on 127.0.0.1:"
+    assert where in result.screen and where in (tmp_path / "t/report.html").read_text()
+    assert "two models, asked alike" in " ".join(result.screen.split())
+    labels = [f"{name}: {wording}" for name in (LARGE, SMALL) for wording in ("would_rather", "likert_5")]
+    assert pd.read_parquet(tmp_path / "t/tables/conditions.parquet")["condition"].tolist() == labels
+    tasks = pd.read_parquet(tmp_path / "t/tables/tasks.parquet").pivot(index="task_id", columns="condition", values="exact")
+    assert len(tasks) == 12 and not (tasks[labels[1]] == tasks[labels[3]]).any()  # each model's own answers
+    model = json.loads((tmp_path / "t/summary.json").read_text())["model"]
+    served = RespondentSettings(base_url=two_models.url, model=LARGE).endpoint()
+    assert (model["name"], model["dtype"], model["fingerprint"]) == (LARGE, "as served", served.fingerprint)
+    assert model["others"] == {SMALL: served.with_model(SMALL).fingerprint}
+    n_requests = len(two_models.requests)
+    assert task_consistency.run(TaskConsistencySettings.read(tmp_path / "t/config.yaml")).summary == result.summary
+    assert len(two_models.requests) == n_requests
+
+
+def test_a_dry_run_of_several_models_counts_all_of_them(tmp_path):
+    respondent = RespondentSettings(base_url="http://127.0.0.1:9/v1", model=LARGE)
+    settings = SelfVsCrossSettings(
+        out=tmp_path / "s", per_origin=1, respondent=respondent, others=(SMALL,), doses=(), scales=("yes_somewhat_no",)
+    )
+    plan = dry_run(self_vs_cross, settings)
+    rows = plan.table.set_index("kind")
+    assert rows.loc["completion", "to_ask"] == 12 and rows.loc["rating", "to_ask"] == 24 and not plan.unfinished
+    assert f"{LARGE} (as served on 127.0.0.1:9/v1) and {SMALL} (as served on" in plan.screen
+
+
+def test_without_names_the_servers_own_model_is_asked(two_models, tmp_path):
+    settings = consistency_settings(two_models, tmp_path / "t", model=SMALL, budget_tokens=500)
+    with pytest.raises(BudgetReached):
+        task_consistency.run(settings.model_copy(update={"models": ()}))
+    assert asked_of(two_models, SMALL) and {body["model"] for body in two_models.requests} == {SMALL}
+
+
+def test_models_of_one_server_rate_each_others_work(two_models, tmp_path):
+    settings = crossed_settings(two_models, tmp_path / "c")
+    first = settings.load_tasks()[0].text
+    refusal = 400, '{"error": {"message": "the prompt is too long"}}', {}
+    two_models.fault = lambda body: refusal if body["messages"][-1]["content"] == first else None
+    result = self_vs_cross.run(settings)
+    where = f"{LARGE}, {SMALL} (as served on 127.0.0.1:"
+    report = (tmp_path / "c/report.html").read_text()
+    assert where in result.screen and where in report and "teered views" not in report
+    assert first not in report  # a task that was not done is no example
+    assert set(result.summary["own_work"]) == {LARGE, SMALL, "all"}
+    cells = {(row["rated_by"], row["done_by"]): row for row in result.summary["cells"]}
+    assert set(cells) == {(rater, writer) for rater in (LARGE, SMALL) for writer in (LARGE, SMALL)}
+    assert cells[LARGE, SMALL]["rating"] != cells[SMALL, LARGE]["rating"] and {row["n"] for row in cells.values()} == {11}
+    written = pd.read_parquet(tmp_path / "c/tables/completions.parquet")
+    assert len(written) == 22 and (written["text"] == "Done by " + written["writer"] + ".").all()
+    two_models.fault = lambda body: None
+    n_asked = len(two_models.asked)
+    result = self_vs_cross.run(SelfVsCrossSettings.read(tmp_path / "c/config.yaml"))
+    assert {row["n"] for row in result.summary["cells"]} == {12}
+    again = two_models.asked[n_asked:]
+    assert again and all(body["messages"][0]["content"] == first for body in again)  # only what had failed
+
+
+def test_a_server_has_no_steered_views_and_says_so(two_models, tmp_path, capsys):
+    flags = ["self_vs_cross", "--respondent.base-url", two_models.url, "--respondent.model", LARGE]
+    flags += ["--out", str(tmp_path / "c")]
+    for more, said in (
+        (["--others", SMALL], "can only be asked. Leave them out: --doses with nothing after it.\n"),
+        ([], "--doses with nothing after it. And name other models of the server with --others."),
+        (["--doses"], "There is one respondent; expected two or more: name other models of the server with --others."),
+    ):
+        assert main([*flags, *more]) == 1
+        assert said in capsys.readouterr().err
+    assert not two_models.requests and not (tmp_path / "c").exists()
+
+
+def test_names_of_models_are_tried_before_anything_is_asked(two_models, tmp_path):
+    with pytest.raises(ConfigError, match=f"{LARGE}: named more than once"):
+        self_vs_cross.run(crossed_settings(two_models, tmp_path / "a", others=(LARGE,)))
+    for module, settings in (
+        (self_vs_cross, crossed_settings(two_models, tmp_path / "b", others=(SMALL, "lrage"))),
+        (task_consistency, consistency_settings(two_models, tmp_path / "c").model_copy(update={"models": (LARGE, "lrage")})),
+    ):
+        with pytest.raises(EndpointError, match="has no model 'lrage'"):
+            module.run(settings)
+    assert not two_models.asked
 
 
 def test_what_needs_the_weights_refuses_a_server(server, tmp_path):
