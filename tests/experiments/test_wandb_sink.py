@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from experiments.cli import parse_settings
 from experiments.settings import RunSettings
-from experiments.wandb_sink import WandbSink, WandbWarning, sweep_file
+from experiments.wandb_sink import WandbSink, WandbWarning
+from experiments.wandb_sweep import sweep_file
 from tests.experiments.wandb_offline import BLOCK, DamagedLog, read_run, read_runs, records
 
 ROOT = Path(__file__).parents[2]
