@@ -68,35 +68,18 @@ def run(settings: ActiveLearningSettings) -> Result:
     tasks = settings.load_tasks()
     regular_pairs([task.id for task in tasks], 2)  # too few tasks likewise
     setup = Setup.of(settings, tasks)
-
-    def ask(pairs: Sequence[Pair]) -> pd.DataFrame:
-        asked = choice.questions(setup.tasks, pairs, wording=settings.wording)
-        return choice.comparisons(asked, setup.ask(asked, "choices"))
-
-    stop = Stop(settings.rank_correlation, settings.target_se, settings.budget)
-    ids = [task.id for task in setup.tasks]
-    found = learn(
-        ask,
-        ids,
-        design=DESIGNS[settings.design],
-        batch=settings.batch,
-        stop=stop,
-        hold_out=settings.hold_out,
-        seed=settings.seed,
-    )
+    ids = [task.id for task in tasks]
+    found = _learned(setup, ids, settings)
     utilities = LeastSquares(seed=settings.seed).fit(found.comparisons, ids)
     labels = utilities.labels()
-    texts = {task.id: task.text for task in setup.tasks}
-    listed = labels.assign(origin=labels["task_id"].map(setup.origins), text=labels["task_id"].map(texts))
-    listed = listed.sort_values("value", ascending=False, ignore_index=True)
+    listed = _best_first(labels, setup)
     origins = origin_table(found, utilities.draws, utilities.task_ids, setup.origins)
-    trajectory = pd.DataFrame(found.trajectory, columns=ids).assign(batch=found.history["batch"])
     top, bottom = listed.head(settings.top), listed.tail(settings.top)[::-1]
     tables = {
         "comparisons": found.comparisons,
         "held_out": found.held_out,
         "history": found.history,
-        "trajectory": trajectory,
+        "trajectory": pd.DataFrame(found.trajectory, columns=ids).assign(batch=found.history["batch"]),
         "utilities": listed,
         "origins": origins,
         "top": top,
@@ -133,13 +116,7 @@ def run(settings: ActiveLearningSettings) -> Result:
             Table("Top", "The tasks preferred most.", top[shown]),
             Table("Bottom", "The tasks preferred least.", bottom[shown]),
         ],
-        methods=(
-            f"{len(ids)} tasks were compared in batches of {settings.batch or len(ids)} pairs, each pair in both orders with "
-            f"exact probabilities (template {settings.wording}): first a random circle through all of them, then pairs by the "
-            f"rule {settings.design}. Beside them {100 * settings.hold_out:.0f} % of all pairs were drawn at random and never "
-            "fitted. Utilities minimise squared error on order-averaged log-odds; intervals are residual-based, and take the "
-            "pairs as given although they were chosen by earlier answers."
-        ),
+        methods=_methods(settings, len(ids)),
         summary={
             "reason": found.reason,
             "fit": {name: value for name, value in utilities.report.to_dict().items() if name != "per_task"},
@@ -151,6 +128,29 @@ def run(settings: ActiveLearningSettings) -> Result:
         },
         seconds=time.monotonic() - started,
     )
+
+
+def _learned(setup: Setup, ids: Sequence[str], settings: ActiveLearningSettings) -> Learned:
+    def ask(pairs: Sequence[Pair]) -> pd.DataFrame:
+        asked = choice.questions(setup.tasks, pairs, wording=settings.wording)
+        return choice.comparisons(asked, setup.ask(asked, "choices"))
+
+    return learn(
+        ask,
+        ids,
+        design=DESIGNS[settings.design],
+        batch=settings.batch,
+        stop=Stop(settings.rank_correlation, settings.target_se, settings.budget),
+        hold_out=settings.hold_out,
+        seed=settings.seed,
+    )
+
+
+def _best_first(labels: pd.DataFrame, setup: Setup) -> pd.DataFrame:
+    """The labels with origin and text of every task, what is preferred most first."""
+    texts = {task.id: task.text for task in setup.tasks}
+    listed = labels.assign(origin=labels["task_id"].map(setup.origins), text=labels["task_id"].map(texts))
+    return listed.sort_values("value", ascending=False, ignore_index=True)
 
 
 def origin_table(found: Learned, draws: np.ndarray, task_ids: Sequence[str], origins: Mapping[str, str]) -> pd.DataFrame:
@@ -185,6 +185,16 @@ def refusals(comparisons: pd.DataFrame, labels: pd.DataFrame) -> Estimate | None
     rows = np.random.default_rng(0).integers(len(both), size=(1000, len(both)))
     draws = [np.corrcoef(x[row], y[row])[0, 1] for row in rows]
     return Estimate.of_correlation(float(np.corrcoef(x, y)[0, 1]), draws, len(both))
+
+
+def _methods(settings: ActiveLearningSettings, n: int) -> str:
+    return (
+        f"{n} tasks were compared in batches of {settings.batch or n} pairs, each pair in both orders with exact probabilities "
+        f"(template {settings.wording}): first a random circle through all of them, then pairs by the rule {settings.design}. "
+        f"Beside them {100 * settings.hold_out:.0f} % of all pairs were drawn at random and never fitted. Utilities minimise "
+        "squared error on order-averaged log-odds; intervals are residual-based, and take the pairs as given although they "
+        "were chosen by earlier answers."
+    )
 
 
 def _stop_finding(found: Learned, settings: ActiveLearningSettings) -> Finding:

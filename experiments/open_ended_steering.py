@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pandas as pd
 from pydantic import Field, field_validator, model_validator
 
 from elicit import Context, Task, completion
@@ -143,24 +144,17 @@ def run(settings: OpenEndedSteeringSettings) -> Result:
     units = dict(zip(here["selector"].astype(str), here["dose_of_1"].astype(float), strict=True))
     random = random_directions(setup.model.identity, setup.model.d_model, layer, settings.n_random, settings.seed)
     controls = {f"random_{number + 1}": each.scaled(**calibrations[layer]) for number, each in enumerate(random)}
-    replies = OpenReplies.of(
-        setup,
-        asked,
-        _conditions(vectors, controls, units, settings),
-        layer,
-        resamples=settings.resamples,
-        seed=settings.seed,
-    )
+    conditions = _conditions(vectors, controls, units, settings)
+    replies = OpenReplies.of(setup, asked, conditions, layer, resamples=settings.resamples, seed=settings.seed)
     for name, vector in vectors.items():
         setup.run.save_direction(f"{name}_{layer_name(layer)}", vector)
-    slopes = replies.doses.tested()
     tables = {
         "written": written,
         "norms": norms,
         "replies": replies.replies.drop(columns="task"),
         "coefficient_response": replies.coefficients.curve,
         "dose_response": replies.doses.curve,
-        "slopes": slopes,
+        "slopes": replies.doses.tested(),
         "ranked": replies.ranked.slopes,
     }
     for name, table in tables.items():
@@ -181,21 +175,7 @@ def run(settings: OpenEndedSteeringSettings) -> Result:
             "open_ended_sentiment": sentiment_figure(replies),
             "open_ended_coherence": coherence_figure(replies),
         },
-        tables=[
-            Table(
-                "Norms",
-                "Length of the raw difference vector with its standard error, and what chance alone would give; the cosine of "
-                "the vectors of two halves of the tasks; the mean residual norm of the tokens pushed, that of the residuals "
-                "that the selector reads, and the doses that coefficients of the raw vector are.",
-                shown_table(norms),
-            ),
-            Table("Slopes", "Shift of sentiment per dose, over the doses at which replies make sense.", slopes[_SLOPES]),
-            Table(
-                "Replies",
-                "To the first task, at every amount of either scale; dose is in mean residual norms.",
-                example_table(replies.replies, settings.selectors),
-            ),
-        ],
+        tables=_shown(norms, replies, settings),
         methods=_methods(settings, len(contrast.tasks), len(train), len(test), layer),
         summary={
             "norms": norms.to_dict("records"),
@@ -203,7 +183,7 @@ def run(settings: OpenEndedSteeringSettings) -> Result:
             "leaks": dict(contrast.leaks),
             "coefficients": replies.coefficients.curve.to_dict("records"),
             "doses": replies.doses.curve.to_dict("records"),
-            "slopes": slopes.to_dict("records"),
+            "slopes": tables["slopes"].to_dict("records"),
             "ranked": replies.ranked.tested().to_dict("records"),
         },
         seconds=time.monotonic() - started,
@@ -235,6 +215,28 @@ def _conditions(
         for dose in (-largest, largest)
     ]
     return conditions
+
+
+def _shown(norms: pd.DataFrame, replies: OpenReplies, settings: OpenEndedSteeringSettings) -> list[Table]:
+    return [
+        Table(
+            "Norms",
+            "Length of the raw difference vector with its standard error, and what chance alone would give; the cosine of "
+            "the vectors of two halves of the tasks; the mean residual norm of the tokens pushed, that of the residuals "
+            "that the selector reads, and the doses that coefficients of the raw vector are.",
+            shown_table(norms),
+        ),
+        Table(
+            "Slopes",
+            "Shift of sentiment per dose, over the doses at which replies make sense.",
+            replies.doses.tested()[_SLOPES],
+        ),
+        Table(
+            "Replies",
+            "To the first task, at every amount of either scale; dose is in mean residual norms.",
+            example_table(replies.replies, settings.selectors),
+        ),
+    ]
 
 
 def _methods(settings: OpenEndedSteeringSettings, kept: int, n_train: int, n_test: int, layer: int) -> str:

@@ -14,6 +14,7 @@ from experiments.frozen import FrozenTable
 from store import Estimate
 
 SEEN, UNSEEN = "seen", "unseen"
+UNTOUCHED = "untouched"
 
 
 def planting_table(comparisons: Mapping[str, pd.DataFrame], truth: pd.Series, unseen: Sequence[str]) -> pd.DataFrame:

@@ -8,22 +8,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from pydantic import Field
 
 from elicit import LeastSquares, Task, all_pairs, ask, choice
-from elicit.pairs import order_averages
 from experiments import figures as plots
 from experiments.calibration import CalibrationSettings, coverage_table, false_positive_table
-from experiments.dose_response import CONTROLS_NEEDED, DoseResponse, is_tested
-from experiments.findings import Finding, plain, probe_finding
+from experiments.dose_response import DoseResponse, is_tested
+from experiments.findings import Finding
 from experiments.frozen import FrozenTable
 from experiments.loop import cache_activations
 from experiments.organisms import Organism
-from experiments.planted import SEEN, UNSEEN, Recovery, chance_of_a_claim, is_used, planting_table, recovery, slope_gaps
-from experiments.planted_nulls import CONJUNCTIONS, USED, chance_of_use, dealt_labels, probe_claims, rate_row
+from experiments.planted import SEEN, UNSEEN, UNTOUCHED, Recovery, chance_of_a_claim, planting_table, recovery, slope_gaps
+from experiments.planted_figures import gaps_figure, planting_figure
+from experiments.planted_findings import (
+    false_positive_finding,
+    planting_finding,
+    readable_finding,
+    recovery_finding,
+    used_finding,
+)
+from experiments.planted_nulls import USED, chance_of_use, dealt_labels, probe_claims, rate_row
 from experiments.planted_readable import feature_labels, features_finding, readable_table
 from experiments.planted_tasks import Fresh, measured_tasks
 from experiments.publish import Result, Source, publish
@@ -34,9 +39,7 @@ from experiments.steer_findings import steering_findings
 from experiments.steering import Directions, SteerSettings, steer_along
 from interp import LocalModel, ProbeSweep, Split, probe_sweep
 from interp.layers import LayerSpec
-from store import ActivationStore, Estimate, layer_name
-
-UNTOUCHED = "untouched"
+from store import ActivationStore, Estimate
 
 
 class PlantedPreferenceSettings(Settings):
@@ -83,12 +86,54 @@ SETTINGS = PlantedPreferenceSettings
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model, what it chose, and what was read and pushed."""
+    """What a model chose, and what was read from it and pushed."""
 
-    model: LocalModel
     table: FrozenTable
     store: ActivationStore
     response: DoseResponse
+
+
+@dataclass(frozen=True)
+class _Checks:
+    """Every stage, held against what was planted and against the untouched model."""
+
+    planting: pd.DataFrame
+    recovered: Recovery
+    coverage: pd.DataFrame
+    false_positives: pd.DataFrame
+    chance: Estimate
+    sweep: ProbeSweep
+    readable: pd.DataFrame
+    slopes: pd.DataFrame
+    gaps: pd.DataFrame
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """What is kept, by name."""
+        return {
+            "planting": self.planting,
+            "coverage": self.coverage,
+            "false_positives": self.false_positives,
+            "probes": self.sweep.table,
+            "slopes": self.slopes,
+            "gaps": self.gaps,
+        } | ({"readable": self.readable} if len(self.readable) else {})
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What programs read."""
+        found = self.recovered
+        return {
+            "planting": self.planting.to_dict("records"),
+            "recovery": {"own": found.own, "planted": found.planted, "whole": found.whole, "ceiling": found.ceiling},
+            "coverage": self.coverage.to_dict("records"),
+            "false_positives": self.false_positives.to_dict("records"),
+            "steering_false_positives": self.chance,
+            "probe": self.sweep.best("utility").to_dict(),
+            "readable": self.readable.to_dict("records"),
+            "slopes": self.slopes[is_tested(self.slopes)].to_dict("records"),
+            "gaps": self.gaps[~self.gaps["is_random"]].to_dict("records"),
+        }
 
 
 def run(settings: PlantedPreferenceSettings) -> Result:
@@ -110,78 +155,38 @@ def run(settings: PlantedPreferenceSettings) -> Result:
         name: _subject(setup, name, model, comparisons[f"{name}, {settings.wordings[0]}"], fresh)
         for name, model in models.items()
     }
-    planting = planting_table(comparisons, truth, organism.unseen)
-    subject = subjects[organism.folder.name]
-    recovered = recovery(subject.table, truth, settings.degree, settings.designs, settings.seed)
-    calibrated = CalibrationSettings(
-        degrees=(settings.degree,), n_resamples=settings.designs, n_nulls=settings.n_nulls, seed=settings.seed
-    )
-    coverage, shuffled = coverage_table(subject.table, calibrated), false_positive_table(subject.table, calibrated)
-    labels = LeastSquares(resamples=200, seed=settings.seed).fit(subject.table.comparisons).labels()
-    probes = partial(_probes, settings, organism, tasks, subject.store)
-    elsewhere = {UNTOUCHED: subjects[UNTOUCHED].store}
-    sweep = probes(pd.concat([labels, *feature_labels(organism, tasks)]), seed=settings.seed, others=elsewhere)
-    # What a probe claims of its labels does not depend on other models' activations, so its nulls do without.
-    nulls = probe_claims(dealt_labels(subject.table, settings.degree, settings.n_probe_nulls, settings.seed), probes)
-    slopes = pd.concat([each.response.slopes.assign(model=name) for name, each in subjects.items()], ignore_index=True)
-    both = subject.response.slopes, subjects[UNTOUCHED].response.slopes
-    gaps, used, chance = slope_gaps(*both), chance_of_use(*both, controls=19), chance_of_a_claim(both[0], controls=19)
-    false_positives = pd.concat([shuffled, nulls, pd.DataFrame([rate_row(USED, used)])], ignore_index=True)
-    readable = readable_table(sweep, organism, UNTOUCHED) if organism.rule.features else pd.DataFrame()
-    tables = {
-        "planting": planting,
-        "coverage": coverage,
-        "false_positives": false_positives,
-        "probes": sweep.table,
-        "slopes": slopes,
-        "gaps": gaps,
-    } | ({"readable": readable} if len(readable) else {})
-    for name, table in tables.items():
+    checks = _checks(settings, organism, tasks, comparisons, subjects)
+    for name, table in checks.tables.items():
         setup.run.save_table(name, table)
+    readable, slopes = checks.readable, checks.slopes
     return publish(
         setup.run,
         Source.of(setup, choice.questions(tasks, [(tasks[0].id, tasks[1].id)], wording=settings.wordings[0])[0]),
         experiment="planted_preference",
         findings=[
-            planting_finding(planting, organism, settings),
-            recovery_finding(recovered, coverage, settings),
-            false_positive_finding(false_positives, chance),
-            _readable_finding(sweep),
+            planting_finding(checks.planting, organism),
+            recovery_finding(checks.recovered, checks.coverage, settings.degree),
+            false_positive_finding(checks.false_positives, checks.chance),
+            readable_finding(checks.sweep),
             *([features_finding(readable)] if len(readable) else []),
             *_steering(subjects),
-            _used_finding(gaps, organism),
+            used_finding(checks.gaps, organism),
         ],
         figures={
             "planting": planting_figure(comparisons, truth, organism),
-            "probe_utility": plots.probe_figure(sweep, "utility"),
-            "gaps": gaps_figure(gaps, organism.folder.name),
+            "probe_utility": plots.probe_figure(checks.sweep, "utility"),
+            "gaps": gaps_figure(checks.gaps, organism.folder.name),
         }
         | {f"dose_{name}": plots.dose_figure(each.response, *_steered_at(each)) for name, each in subjects.items()},
         tables=[
-            Table("Planting", "Choices beside what was planted, pairs of seen and of unseen topics.", planting),
-            Table("Coverage", "Share of intervals that contain the fit to all pairs.", coverage),
-            Table("False positives", "How often a claim is made where there is nothing; 5 % is right.", false_positives),
+            Table("Planting", "Choices beside what was planted, pairs of seen and of unseen topics.", checks.planting),
+            Table("Coverage", "Share of intervals that contain the fit to all pairs.", checks.coverage),
+            Table("False positives", "How often a claim is made where there is nothing; 5 % is right.", checks.false_positives),
             *([Table("Readable", "Held-out R² of what the rule is made of.", readable)] if len(readable) else []),
             Table("Slopes", "Shift per dose of one residual norm.", slopes[is_tested(slopes)]),
         ],
         methods=_methods(settings, organism, len(tasks), len(fresh.tasks)),
-        summary={
-            "organism": {"name": organism.folder.name, "rule": organism.rule.model_dump(mode="json")},
-            "planting": planting.to_dict("records"),
-            "recovery": {
-                "own": recovered.own,
-                "planted": recovered.planted,
-                "whole": recovered.whole,
-                "ceiling": recovered.ceiling,
-            },
-            "coverage": coverage.to_dict("records"),
-            "false_positives": false_positives.to_dict("records"),
-            "steering_false_positives": chance,
-            "probe": sweep.best("utility").to_dict(),
-            "readable": readable.to_dict("records"),
-            "slopes": slopes[is_tested(slopes)].to_dict("records"),
-            "gaps": gaps[~gaps["is_random"]].to_dict("records"),
-        },
+        summary={"organism": {"name": organism.folder.name, "rule": organism.rule.model_dump(mode="json")}} | checks.summary,
         seconds=time.monotonic() - started,
     )
 
@@ -207,7 +212,41 @@ def _subject(setup: Setup, name: str, model: LocalModel, comparisons: pd.DataFra
     }
     run = setup.run.branch(name)
     response, _ = steer_along(model, directions, fresh.tasks, fresh.pairs, settings.wordings[0], steer, run)
-    return _Subject(model, table, store, response)
+    return _Subject(table, store, response)
+
+
+def _checks(
+    settings: PlantedPreferenceSettings,
+    organism: Organism,
+    tasks: Sequence[Task],
+    comparisons: Mapping[str, pd.DataFrame],
+    subjects: Mapping[str, _Subject],
+) -> _Checks:
+    truth, subject, untouched = organism.utilities(tasks), subjects[organism.folder.name], subjects[UNTOUCHED]
+    recovered = recovery(subject.table, truth, settings.degree, settings.designs, settings.seed)
+    calibrated = CalibrationSettings(
+        degrees=(settings.degree,), n_resamples=settings.designs, n_nulls=settings.n_nulls, seed=settings.seed
+    )
+    coverage, shuffled = coverage_table(subject.table, calibrated), false_positive_table(subject.table, calibrated)
+    labels = LeastSquares(resamples=200, seed=settings.seed).fit(subject.table.comparisons).labels()
+    probes = partial(_probes, settings, organism, tasks, subject.store)
+    elsewhere = {UNTOUCHED: untouched.store}
+    sweep = probes(pd.concat([labels, *feature_labels(organism, tasks)]), seed=settings.seed, others=elsewhere)
+    # What a probe claims of its labels does not depend on other models' activations, so its nulls do without.
+    nulls = probe_claims(dealt_labels(subject.table, settings.degree, settings.n_probe_nulls, settings.seed), probes)
+    both = subject.response.slopes, untouched.response.slopes
+    used = chance_of_use(*both, controls=19)
+    return _Checks(
+        planting=planting_table(comparisons, truth, organism.unseen),
+        recovered=recovered,
+        coverage=coverage,
+        false_positives=pd.concat([shuffled, nulls, pd.DataFrame([rate_row(USED, used)])], ignore_index=True),
+        chance=chance_of_a_claim(both[0], controls=19),
+        sweep=sweep,
+        readable=readable_table(sweep, organism, UNTOUCHED) if organism.rule.features else pd.DataFrame(),
+        slopes=pd.concat([each.response.slopes.assign(model=name) for name, each in subjects.items()], ignore_index=True),
+        gaps=slope_gaps(*both),
+    )
 
 
 def _probes(
@@ -235,68 +274,6 @@ def _probes(
     )
 
 
-def planting_finding(planting: pd.DataFrame, organism: Organism, settings: PlantedPreferenceSettings) -> Finding:
-    """Whether the model took what was planted, on topics and wordings that it was not trained on."""
-    said = []
-    for _, row in planting.iterrows():
-        wording = str(row["condition"]).rsplit(", ", 1)[1]
-        new = "" if wording in organism.wordings or UNTOUCHED in row["condition"] else " (a wording not trained on)"
-        words = f"{row['condition']}{new}, {row['topics']} topics: orders correlate at {_scored(row, 'swapped')}"
-        if pd.notna(row.get("pearson")):
-            words += (
-                f", {_percent(row, 'right')} of choices go as planted (r = {_scored(row, 'pearson')}, "
-                f"{_scored(row, 'slope')} of what was planted)"
-            )
-        said.append(f"{words}, position is worth {_scored(row, 'position')}.")
-    return Finding("Planting", " ".join(said), "planting")
-
-
-def recovery_finding(found: Recovery, coverage: pd.DataFrame, settings: PlantedPreferenceSettings) -> Finding:
-    """How well few comparisons recover the utilities."""
-    row = coverage[coverage["way"].str.contains("default, exact")].iloc[0]
-    sentence = (
-        f"From {2 * settings.degree} comparisons a task, utilities have a rank correlation of {plain(found.own)} with the fit "
-        f"to all pairs (mean and range of {found.own.n} designs; the target of .9 is "
-        f"{'met' if found.own.value >= 0.9 else 'missed'}). "
-    )
-    if found.planted is not None and found.whole is not None:
-        sentence += (
-            f"With the planted utilities it is {plain(found.planted)}, and {plain(found.whole)} from all pairs; ties among the "
-            f"planted allow {found.ceiling:.2f} at most. "
-        )
-    sentence += f"Intervals of 95 % contain the fit to all pairs in {_percent(row, 'coverage')} of cases."
-    return Finding("Recovery", sentence)
-
-
-def false_positive_finding(rates: pd.DataFrame, chance: Estimate) -> Finding:
-    """How often claims are made where there is nothing to claim."""
-    said = {row["claim"]: _percent(row, "rate") for _, row in rates.iterrows()}
-    used = said.pop(USED)
-    below = rates["claim"].isin(CONJUNCTIONS) & (rates["rate_high"] < 0.05)
-    wrong = ((rates["rate_low"] > 0.05) | (rates["rate_high"] < 0.05)) & ~below
-    verdict = f"Every {'other ' if below.any() else ''}interval contains 5 %."
-    if wrong.any():
-        verdict = f"Not 5 %: {'; '.join(rates.loc[wrong, 'claim'])}."
-    if below.any():
-        verdict += f" Below 5 %, as it needs both: {'; '.join(rates.loc[below, 'claim'])}."
-    return Finding(
-        "False positives",
-        "Of this model's answers with their labels shuffled, or dealt to other tasks, a claim is made this often: "
-        f"{'; '.join(f'{claim} {rate}' for claim, rate in said.items())}. Of {chance.n} random directions, each tested against "
-        f"the others, {plain(chance, percent=True)} exceed them, and {used} are said to be used. {verdict}",
-    )
-
-
-def _readable_finding(sweep: ProbeSweep) -> Finding:
-    found = probe_finding(sweep, "utility")
-    return Finding(
-        "Readable",
-        f"{found.sentence} Probes were trained on the topics that the model was trained on, and tested on the others. What the "
-        "untouched model's activations give as well is content that was there all along: readable, which is not to say used.",
-        found.figure,
-    )
-
-
 def _steering(subjects: Mapping[str, _Subject]) -> list[Finding]:
     return [
         Finding(f"Steering: {name}", each.sentence, f"dose_{name}")
@@ -305,71 +282,9 @@ def _steering(subjects: Mapping[str, _Subject]) -> list[Finding]:
     ]
 
 
-def _used_finding(gaps: pd.DataFrame, organism: Organism) -> Finding:
-    """Slopes of the organism beside those of the untouched model."""
-    said = []
-    for _, row in gaps[~gaps["is_random"]].iterrows():
-        enough = row["n_random"] >= CONTROLS_NEEDED
-        verdict = "so what was planted is used there" if is_used(row) else "so use is not shown"
-        said.append(
-            f"{row['direction'].replace('_', ' ')} at {layer_name(row['layer'])}: {row['organism']:+.2f} logits per dose in "
-            f"{organism.folder.name}, {row['untouched']:+.2f} in the untouched model, a difference of {_scored(row, 'gap')}; "
-            f"the same {row['n_random']:.0f} random directions differ by {row['random_low']:+.2f} to {row['random_high']:+.2f} "
-            + (f"(p = {row['p_value']:.2f}), {verdict}." if enough else "and are too few for a claim.")
-        )
-    return Finding(
-        "Used", "Pushing along a direction says whether a model uses what can be read along it. " + " ".join(said), "gaps"
-    )
-
-
 def _steered_at(subject: _Subject) -> tuple[int, str]:
     first = subject.response.tested().iloc[0]
     return int(first["layer"]), str(first["mode"])
-
-
-def planting_figure(comparisons: Mapping[str, pd.DataFrame], truth: pd.Series, organism: Organism) -> Figure:
-    """Order-averaged log-odds by planted difference, one panel a condition; pairs of unseen topics stand out."""
-    figure, panels = plots.new_panels(len(comparisons), 3.6)
-    unseen = set(organism.unseen)
-    for axes, (condition, table) in zip(panels, comparisons.items(), strict=True):
-        pairs = order_averages(table)
-        planted = truth[pairs["task_1"]].to_numpy() - truth[pairs["task_2"]].to_numpy()
-        new = (pairs["task_1"].isin(unseen) & pairs["task_2"].isin(unseen)).to_numpy()
-        jitter = 0.06 * np.random.default_rng(0).standard_normal(len(pairs))
-        for part, colour, label in ((~new, plots.GREY, "others"), (new, plots.ORANGE, "unseen topics")):
-            axes.plot(planted[part] + jitter[part], pairs["content"][part], ".", color=colour, markersize=3, label=label)
-        axes.axhline(0, color="black", linewidth=0.6)
-        axes.set(xlabel="planted difference (logits)")
-        axes.set_title(f"{condition} (n={len(pairs)} pairs)", fontsize=9)
-    panels[0].set_ylabel("log-odds for the task, both orders")
-    panels[-1].legend(fontsize=8, frameon=False)
-    return figure
-
-
-def gaps_figure(gaps: pd.DataFrame, name: str) -> Figure:
-    """Slope in the organism by slope in the untouched model, every direction a point."""
-    figure, axes = plots.new_axes(5.4, 4.6)
-    random = gaps["is_random"]
-    axes.plot(gaps.loc[random, "untouched"], gaps.loc[random, "organism"], "o", color=plots.GREY, label="random")
-    for (_, row), colour in zip(gaps[~random].iterrows(), plots.CYCLE, strict=False):
-        label = f"{row['direction'].replace('_', ' ')}, {layer_name(row['layer'])}"
-        axes.plot(row["untouched"], row["organism"], "o", color=colour, markersize=8, label=label)
-    axes.axline((0, 0), slope=1, color="black", linewidth=0.6)
-    axes.set(
-        xlabel="slope in the untouched model (logits per dose)",
-        ylabel=f"slope in {name} (logits per dose)",
-    )
-    axes.set_title(f"What a push does to choices (n={int(gaps['n'].min())} pairs; line: the same in both)", fontsize=9)
-    axes.legend(fontsize=8, frameon=False)
-    return figure
-
-
-def _scored(row: pd.Series, name: str) -> str:
-    return f"{row[name]:+.2f} [{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"
-
-
-def _percent(row: pd.Series, name: str) -> str:
-    return f"{100 * row[name]:.1f} % [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
 
 
 def _methods(settings: PlantedPreferenceSettings, organism: Organism, n: int, n_fresh: int) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from elicit import Task
-from experiments.findings import Finding
+from experiments.findings import Finding, scored
 from experiments.organisms import Organism
 from interp import ProbeSweep
 from interp.probe import RESIDUAL
@@ -48,9 +48,7 @@ def features_finding(readable: pd.DataFrame) -> Finding:
     """What of a rule can be read, and in which model."""
     said = []
     for target, part in readable.groupby("target", sort=False):
-        scores = " and ".join(
-            f"{row['r2']:+.2f} [{row['r2_low']:+.2f}, {row['r2_high']:+.2f}] in {row['model']}" for _, row in part.iterrows()
-        )
+        scores = " and ".join(f"{scored(row, 'r2')} in {row['model']}" for _, row in part.iterrows())
         said.append(f"{'their exclusive or, which was planted,' if target == PLANTED else target} {scores}")
     planted = readable[readable["target"] == PLANTED]
     above = planted.loc[planted["r2_low"] > 0, "model"].tolist()

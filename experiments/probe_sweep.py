@@ -22,7 +22,8 @@ from experiments.report import Table
 from experiments.run_directory import RunDirectory
 from experiments.settings import Settings
 from experiments.setup import Setup
-from experiments.wandb_sink import WandbSink, sweep_file
+from experiments.wandb_sink import WandbSink
+from experiments.wandb_sweep import sweep_file
 from interp import LocalModel, ProbeSweep, Split, fit_probe, probe_sweep
 from interp.baselines import sentence_embeddings
 from interp.kinds import KINDS, Kind

@@ -6,7 +6,7 @@ same budget with the same rewriter without choosing parents by their scores.
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,11 +14,10 @@ import numpy as np
 import pandas as pd
 from pydantic import Field, model_validator
 
-from elicit import Context, Endpoint, LeastSquares, Task, ask, choice, completion, judge, refusal, regular_pairs
-from elicit.prompt_search import Line, Proposal, Rewriting, Rule, search
-from elicit.rephrasing import Filters, Originals, check_operators, dropped, operators, question, read
+from elicit import Context, Endpoint, Task, completion, judge, refusal
+from elicit.rephrasing import check_operators, operators
 from elicit.templates import template
-from experiments.prompt_scores import Goal, Measure, Scorer, spread_anchors
+from experiments.prompt_scores import Goal
 from experiments.prompt_search_figures import budget_figure, front_figure
 from experiments.prompt_search_findings import (
     check_finding,
@@ -29,28 +28,16 @@ from experiments.prompt_search_findings import (
     kept_finding,
     search_finding,
 )
-from experiments.prompt_search_tables import (
-    anchor_table,
-    arm_table,
-    candidate_table,
-    dropped_table,
-    joint_front,
-    label_table,
-    write_front,
-)
+from experiments.prompt_search_tables import anchor_table, arm_table, dropped_table, label_table, write_front
+from experiments.prompt_searched import carry_out
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import ConfigError, RespondentSettings, Settings
 from experiments.setup import Setup
 from interp import LocalModel
-from store import Answer, Question, Sampling, write_labels
+from store import Sampling, write_labels
 
 Control = Literal["starts", "any"]
-ARMS: Mapping[str, Rule] = {"search": "front", "random": "starts", "walk": "any"}
-"""Arms by name, and where each takes its parents from."""
-HELD_OUT_FRAME = "passed_on"
-_DRAWS = 100_000
-"""Draws of one replicate are numbered apart from those of the next."""
 
 
 class RewriterSettings(RespondentSettings):
@@ -137,49 +124,32 @@ def run(settings: PromptSearchSettings) -> Result:
     rewriter = settings.load_rewriter(setup.respondent)
     if not len(setup.run.log):
         _check_servers(setup.respondent, rewriter)
-    anchors, held_out_anchors = _anchors(setup, settings)
-    used = {task.id for task in (*anchors, *held_out_anchors)}
-    starts = _starts([task for task in tasks if task.id not in used], settings)
-    texts = list(dict.fromkeys(task.text for own in starts for task in own))
-    originals = Originals(texts)
-
-    def asks(description: str) -> Callable[[Sequence[Question]], list[Answer]]:
-        return lambda questions: setup.ask(questions, description)
-
-    scorer = Scorer.of(Measure(anchors, settings.wording, "alone"), texts, settings.goal, asks("scores"))
-    lines = _lines(starts, settings)
-    search(lines, _rewrite(setup, rewriter, originals, settings), scorer)
-    held_out = Scorer.of(
-        Measure(held_out_anchors, settings.held_out_wording, HELD_OUT_FRAME), texts, settings.goal, asks("held-out scores")
-    )
-    held_out([line.candidates[place].text for line in lines for place in np.flatnonzero(line.on_front)])
-    candidates = candidate_table(lines, starts, originals, scorer, held_out)
-    candidates["joint_front"] = joint_front(candidates)
+    searched = carry_out(setup, rewriter, settings)
+    candidates = searched.candidates
     checked = _check_refusal(setup, candidates, settings)
-    arms = arm_table(candidates, lines)
+    arms = arm_table(candidates, searched.lines)
     found, by_held_out = (differences(arms, name) for name in ("hypervolume", "held_out_hypervolume"))
     fronts = candidates[candidates["on_front"]].sort_values(["arm", "replicate", "preference"], ignore_index=True)
     joint = candidates[candidates["joint_front"]].drop_duplicates("text")
-    reasons = dropped_table(candidates)
+    reasons, labels = dropped_table(candidates), label_table(candidates)
     for name, table in (
         ("candidates", candidates),
         ("front", fronts),
         ("arms", arms),
         ("dropped", reasons),
         ("checked", checked),
-        ("anchors", anchor_table(anchors, held_out_anchors)),
+        ("anchors", anchor_table(searched.anchors, searched.held_out_anchors)),
         ("tasks", candidates.drop_duplicates("id")[["id", "origin", "text"]]),
+        ("labels", labels),
     ):
         setup.run.save_table(name, table)
-    labels = label_table(candidates)
-    setup.run.save_table("labels", labels)
     write_labels(labels, setup.run.path / "labels.parquet")
     write_front(joint, setup.run.path / "front.jsonl", settings.goal)
     shown = ["preference", "refusal_p", "kept", "arm", "origin", "operator", "text"]
     budget = int(arms["budget"].min())
     return publish(
         setup.run,
-        Source.of(setup, refusal.questions([Task("front", joint["text"].iloc[0] if len(joint) else texts[0])])[0]),
+        Source.of(setup, refusal.questions([Task("front", joint["text"].iloc[0] if len(joint) else searched.starts[0])])[0]),
         experiment="prompt_search",
         findings=[
             search_finding(found, budget, settings.goal),
@@ -190,8 +160,8 @@ def run(settings: PromptSearchSettings) -> Result:
             dropped_finding(candidates, reasons),
         ],
         figures={
-            "prompt_search_front": front_figure(candidates, scorer.yardstick, settings.goal),
-            "prompt_search_budget": budget_figure(lines),
+            "prompt_search_front": front_figure(candidates, searched.yardstick, settings.goal),
+            "prompt_search_budget": budget_figure(searched.lines),
         },
         tables=[
             Table(
@@ -203,7 +173,7 @@ def run(settings: PromptSearchSettings) -> Result:
             Table("Arms", "Of every replicate, at the same number of scored prompts.", arms),
             Table("Dropped", "Rewritings that were not scored, or have no scores, by reason.", reasons),
         ],
-        methods=_methods(settings, rewriter, setup, len(texts), budget),
+        methods=_methods(settings, rewriter, setup, len(searched.starts), budget),
         summary={
             "budget": budget,
             "differences": {name: {"estimate": each.estimate, "p": each.p} for name, each in found.items()},
@@ -211,7 +181,7 @@ def run(settings: PromptSearchSettings) -> Result:
             "arms": arms.to_dict("records"),
             "dropped": reasons.to_dict("records"),
             "front": joint[["id", *shown]].to_dict("records"),
-            "yardstick": {"centre": scorer.yardstick.centre, "unit": scorer.yardstick.unit},
+            "yardstick": {"centre": searched.yardstick.centre, "unit": searched.yardstick.unit},
         },
         seconds=time.monotonic() - started,
     )
@@ -248,72 +218,6 @@ def _check_servers(respondent: LocalModel | Endpoint, rewriter: LocalModel | End
             "several words, as of declining, cannot be read. Search on a server that does, such as vLLM, or on a --model here; "
             "this one can still rewrite (--rewriter.base-url)."
         )
-
-
-def _anchors(setup: Setup, settings: PromptSearchSettings) -> tuple[list[Task], list[Task]]:
-    """Anchors and held-out anchors: spread over origins and utilities, which a few comparisons of all tasks tell."""
-    pairs = regular_pairs([task.id for task in setup.tasks], settings.degree, settings.seed)
-    asked = choice.questions(setup.tasks, pairs, wording=settings.wording)
-    fitted = LeastSquares(resamples=2, seed=settings.seed).fit(choice.comparisons(asked, setup.ask(asked, "utilities")))
-    utilities = dict(zip(fitted.task_ids, fitted.values.tolist(), strict=True))
-    first = spread_anchors(utilities, setup.origins, settings.anchors)
-    left = {task: value for task, value in utilities.items() if task not in first}
-    by_id = {task.id: task for task in setup.tasks}
-    second = spread_anchors(left, setup.origins, settings.anchors)
-    return [by_id[task] for task in first], [by_id[task] for task in second]
-
-
-def _starts(tasks: Sequence[Task], settings: PromptSearchSettings) -> list[list[Task]]:
-    """Starting prompts of every replicate: origins take turns; no two replicates share one while there are others left."""
-    random = np.random.default_rng([settings.seed, 1])
-    unique = list({task.text: task for task in tasks}.values())
-    shuffled = [unique[place] for place in random.permutation(len(unique))]
-    turn: dict[str, int] = {}
-    ranked = []
-    for task in shuffled:
-        turn[task.origin] = turn.get(task.origin, 0) + 1
-        ranked.append((turn[task.origin], task))
-    ordered = [task for _, task in sorted(ranked, key=lambda each: each[0])]
-    n = settings.n_starts
-    return [[ordered[(replicate * n + place) % len(ordered)] for place in range(n)] for replicate in range(settings.replicates)]
-
-
-def _lines(starts: Sequence[Sequence[Task]], settings: PromptSearchSettings) -> list[Line]:
-    wanted = [name for name, rule in ARMS.items() if rule == "front" or rule in settings.controls]
-    return [
-        Line(
-            name,
-            replicate,
-            ARMS[name],
-            [task.text for task in own],
-            settings.operators or list(operators()),
-            settings.budget,
-            settings.batch,
-            settings.survivors,
-            (settings.seed, replicate, list(ARMS).index(name)),
-        )
-        for replicate, own in enumerate(starts)
-        for name in wanted
-    ]
-
-
-def _rewrite(
-    setup: Setup, rewriter: LocalModel | Endpoint, originals: Originals, settings: PromptSearchSettings
-) -> Callable[[Sequence[Proposal]], list[Rewriting]]:
-    sampling = Sampling(settings.temperature, max_new_tokens=settings.max_new_tokens, seed=settings.seed)
-    filters = Filters(settings.least_words, settings.most_words)
-
-    def rewrite(proposals: Sequence[Proposal]) -> list[Rewriting]:
-        asked = [question(each.text, each.operator, sampling, each.replicate * _DRAWS + each.draw) for each in proposals]
-        made = []
-        for each, answer in zip(proposals, ask(asked, rewriter, setup.run.log, description="rewritings"), strict=True):
-            text, why = read(answer)[0], dropped(answer, each.text, each.operator, filters)
-            if not why and originals.kept(text, each.start) < settings.minimum_kept:
-                why = "drifted"
-            made.append(Rewriting(text, why))
-        return made
-
-    return rewrite
 
 
 def _check_refusal(setup: Setup, candidates: pd.DataFrame, settings: PromptSearchSettings) -> pd.DataFrame:

@@ -92,19 +92,7 @@ def run(settings: RefusalCorrelationSettings) -> Result:
     refusals: dict[Detector, pd.DataFrame] = {
         detector: refusal.labels(written, values.tolist(), method=detector) for detector, values in refused.items()
     }
-    controls = length_and_origin(tasks)
-    related: dict[tuple[Detector, str], Agreement] = {
-        (detector, measure): agreement(
-            table[table["task_id"].isin(controls.index)], labels, controls=controls, resamples=_RESAMPLES, seed=settings.seed
-        )
-        for (detector, table), (measure, labels) in itertools.product(refusals.items(), measures.items())
-        if _common(table, labels, controls) >= _FEWEST_TASKS
-    }
-    if not related:
-        raise ValueError(
-            f"No detector of refusals is known with a measure of {_FEWEST_TASKS} tasks: the model is off format as a judge, "
-            f"or on {settings.wording} and {settings.scale}. `penchant preflight` shows what it can answer."
-        )
+    related = _related(refusals, measures, tasks, settings)
     rates = _rates(detected, settings.detectors)
     for name, table in (("completions", detected), ("rates", rates)):
         setup.run.save_table(name, table)
@@ -133,20 +121,46 @@ def run(settings: RefusalCorrelationSettings) -> Result:
                 correlations,
             ),
         ],
-        methods=(
-            f"Each of {len(setup.tasks)} tasks ({len(setup.tasks) - len(tasks)} of them requests that nobody should refuse) "
-            f"was done {settings.n_draws} times (temperature {settings.temperature:g}, up to {settings.max_new_tokens} "
-            "tokens). A completion is a refusal by rules on its opening phrases, or by the model's own probability of yes to "
-            f"whether it declines. The tasks were compared in pairs (template {settings.wording}, degree {settings.degree}, "
-            f"both orders) and rated on {settings.scale}; refusal rates are correlated with utilities and ratings over "
-            "tasks, with a bootstrap over tasks."
-        ),
+        methods=_methods(settings, len(setup.tasks), len(tasks)),
         summary={
             "rates": rates.to_dict("records"),
             "kappa": kappa,
             "correlations": {f"{detector} / {measure}": each for (detector, measure), each in related.items()},
         },
         seconds=time.monotonic() - started,
+    )
+
+
+def _related(
+    refusals: Mapping[Detector, pd.DataFrame],
+    measures: Mapping[str, pd.DataFrame],
+    tasks: Sequence[Task],
+    settings: RefusalCorrelationSettings,
+) -> dict[tuple[Detector, str], Agreement]:
+    """Every detector with every measure that has enough tasks in common with it."""
+    controls = length_and_origin(tasks)
+    related: dict[tuple[Detector, str], Agreement] = {
+        (detector, measure): agreement(
+            table[table["task_id"].isin(controls.index)], labels, controls=controls, resamples=_RESAMPLES, seed=settings.seed
+        )
+        for (detector, table), (measure, labels) in itertools.product(refusals.items(), measures.items())
+        if _common(table, labels, controls) >= _FEWEST_TASKS
+    }
+    if not related:
+        raise ValueError(
+            f"No detector of refusals is known with a measure of {_FEWEST_TASKS} tasks: the model is off format as a judge, "
+            f"or on {settings.wording} and {settings.scale}. `penchant preflight` shows what it can answer."
+        )
+    return related
+
+
+def _methods(settings: RefusalCorrelationSettings, n: int, n_asked: int) -> str:
+    return (
+        f"Each of {n} tasks ({n - n_asked} of them requests that nobody should refuse) was done {settings.n_draws} times "
+        f"(temperature {settings.temperature:g}, up to {settings.max_new_tokens} tokens). A completion is a refusal by rules "
+        "on its opening phrases, or by the model's own probability of yes to whether it declines. The tasks were compared in "
+        f"pairs (template {settings.wording}, degree {settings.degree}, both orders) and rated on {settings.scale}; refusal "
+        "rates are correlated with utilities and ratings over tasks, with a bootstrap over tasks."
     )
 
 

@@ -1,5 +1,6 @@
 """transitivity: do preferences between pairs hang together, or go round in circles? All pairs of a few tasks, both orders."""
 
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -74,17 +75,16 @@ def run(settings: TransitivitySettings) -> Result:
     }
     for name, table in tables.items():
         setup.run.save_table(name, table)
-    findings = [
-        _cycle_finding("Hard cycles", "With both orders of every pair pooled", cycles.pooled),
-        *([_one_order_finding(cycles)] if cycles.one_order else []),
-        _utilities_finding(explained, utilities, pairs, parts),
-        *([_origin_finding(by_origin, cycles.pooled)] if len(by_origin) > 1 else []),
-    ]
     return publish(
         setup.run,
         Source.of(setup, asked[0]),
         experiment="transitivity",
-        findings=findings,
+        findings=[
+            _cycle_finding("Hard cycles", "With both orders of every pair pooled", cycles.pooled),
+            *([_one_order_finding(cycles)] if cycles.one_order else []),
+            _utilities_finding(explained, utilities, pairs, parts),
+            *([_origin_finding(by_origin, cycles.pooled)] if len(by_origin) > 1 else []),
+        ],
         figures={"transitivity": cycles.plot(), "transitivity_fit": fit_figure(pairs, explained)},
         tables=[
             Table(
@@ -95,16 +95,7 @@ def run(settings: TransitivitySettings) -> Result:
                 "By origin", "Triads within one origin, and the share of content that their own utilities explain.", by_origin
             ),
         ],
-        methods=(
-            f"All {len(asked) // 2} pairs of {len(setup.tasks)} tasks were asked in both orders (template {settings.wording}), "
-            "and the probabilities of both labels read exactly. The winner of a pair is the task with the larger log-odds, "
-            "over both orders or over one that a coin picked for each pair. A triad is a hard cycle where its three winners go "
-            "round in a circle. Intervals of the rates are a bootstrap over tasks. Exact answers have no noise of their own: "
-            f"the expectation is of {settings.simulations} simulations with the fitted utilities, and residuals of pairs that "
-            "are normal, independent and as spread as those of the fit. Utilities are least squares on order-averaged "
-            "log-odds; the share that they explain is corrected for their number, and its interval allows for pairs that "
-            "share a task."
-        ),
+        methods=_methods(settings, len(setup.tasks)),
         summary={
             "cycles": cycles,
             "explained": explained,
@@ -113,6 +104,19 @@ def run(settings: TransitivitySettings) -> Result:
             "by_origin": by_origin.to_dict("records"),
         },
         seconds=time.monotonic() - started,
+    )
+
+
+def _methods(settings: TransitivitySettings, n: int) -> str:
+    return (
+        f"All {math.comb(n, 2)} pairs of {n} tasks were asked in both orders (template {settings.wording}), "
+        "and the probabilities of both labels read exactly. The winner of a pair is the task with the larger log-odds, "
+        "over both orders or over one that a coin picked for each pair. A triad is a hard cycle where its three winners go "
+        "round in a circle. Intervals of the rates are a bootstrap over tasks. Exact answers have no noise of their own: "
+        f"the expectation is of {settings.simulations} simulations with the fitted utilities, and residuals of pairs that "
+        "are normal, independent and as spread as those of the fit. Utilities are least squares on order-averaged "
+        "log-odds; the share that they explain is corrected for their number, and its interval allows for pairs that "
+        "share a task."
     )
 
 

@@ -9,17 +9,16 @@ import logging
 import math
 import os
 import shutil
-import struct
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
-import yaml
 
+from experiments.wandb_content import Content, plain
+from experiments.wandb_log import is_complete
 from store.provenance import digest
 
 if TYPE_CHECKING:
@@ -41,63 +40,9 @@ _MODES = {
 _FAILURES_IN_A_ROW = 2
 """After so many a sink stops trying."""
 
-# W&B's files: a header, then blocks of chunks (checksum, length, kind); a record is a full chunk, or one of each other kind.
-_LOG_HEADER = 7
-_LOG_BLOCK = 32 * 1024
-_LOG_CHUNK = struct.Struct("<IHB")
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-
-_PARAMETER_KEYS = {"value", "values", "probabilities", "distribution", "min", "max", "mu", "sigma", "q"}
-
 
 class WandbWarning(UserWarning):
     """Something could not be given to W&B; says what, and how to send it later. Results on disk are not concerned."""
-
-
-@dataclass(frozen=True)
-class _Content:
-    """What one run holds."""
-
-    config: Mapping[str, Any]
-    metrics: Mapping[str, float]
-    name: str
-    curves: Mapping[str, pd.DataFrame]
-    tables: Mapping[str, pd.DataFrame]
-    artefacts: Sequence[Path]
-
-    def scalars(self) -> dict[str, Any]:
-        """Metrics, and tables as W&B has them."""
-        import wandb
-
-        if both := self.metrics.keys() & self.tables.keys():
-            raise ValueError(f"{sorted(both)} are names of metrics and of tables; each needs its own.")
-        tables = {
-            name: wandb.Table([str(column) for column in table.columns], _rows(table), allow_mixed_types=True)
-            for name, table in self.tables.items()
-        }
-        return {name: float(value) for name, value in self.metrics.items()} | tables
-
-    def bundle(self, name: str) -> "wandb.Artifact | None":
-        """The artefacts, if any, as W&B has them."""
-        import wandb
-
-        if not self.artefacts:
-            return None
-        bundle = wandb.Artifact(name, type="probe", description=self.name)
-        for path in map(Path, self.artefacts):
-            add = bundle.add_dir if path.is_dir() else bundle.add_file
-            add(str(path), name=path.name, skip_cache=True)
-        return bundle
-
-    def log_curves(self, run: "wandb.Run") -> None:
-        """Log each curve as series over its first column, which gets to be their horizontal axis in W&B too."""
-        for name, curve in self.curves.items():
-            axis = f"{name}/{curve.columns[0]}"
-            run.define_metric(axis, hidden=True, summary="none")
-            for column in curve.columns[1:]:
-                run.define_metric(f"{name}/{column}", step_metric=axis, summary="none")
-            for row in curve.to_dict("records"):
-                run.log({f"{name}/{column}": value for column, value in row.items() if not math.isnan(value)})
 
 
 class WandbSink:
@@ -179,7 +124,7 @@ class WandbSink:
             return
         try:
             series = {each: curve.astype(float) for each, curve in (curves or {}).items()}
-            self._log(_Content(_plain(config), metrics, name, series, tables or {}, artefacts))
+            self._log(Content(plain(config), metrics, name, series, tables or {}, artefacts))
             self._failures = 0
         except Exception as error:  # W&B raises anything, and nothing of it may reach the results
             self._failures += 1
@@ -195,7 +140,7 @@ class WandbSink:
         ]
         return f"W&B: {len(waiting)} run(s) on disk, not yet sent; `wandb sync {self.folder}` sends them." if waiting else ""
 
-    def _log(self, content: _Content) -> None:
+    def _log(self, content: Content) -> None:
         configuration = digest(self.group, content.config)
         run_id = _agent_run() or configuration[:16]
         entry = self._logged().get(run_id)
@@ -254,7 +199,7 @@ class WandbSink:
             self._warn("stays offline, though online was asked for: nobody is logged in (`wandb login`)")
         return "online" if logged_in else "offline"
 
-    def _write(self, run_id: str, content: _Content) -> Path:
+    def _write(self, run_id: str, content: Content) -> Path:
         """Write one run, complete; returns its folder."""
         while True:
             self._remove_half(run_id)
@@ -279,7 +224,7 @@ class WandbSink:
                     raise
                 self._go_offline(error)
 
-    def _begin(self, run_id: str, content: _Content) -> "wandb.Run":
+    def _begin(self, run_id: str, content: Content) -> "wandb.Run":
         import wandb
 
         try:
@@ -332,7 +277,7 @@ class WandbSink:
             self._go_offline(error, f"--include-online {folder}")
         # W&B's service writes the end of the file after finish() has returned, or on a full disk does not, without a word.
         deadline = time.monotonic() + self.patience
-        while not _is_complete(folder / f"run-{run.id}.wandb"):
+        while not is_complete(folder / f"run-{run.id}.wandb"):
             if time.monotonic() > deadline:
                 raise OSError(f"{folder} is not complete after {self.patience} s; is the disk full?")
             time.sleep(0.002)
@@ -372,76 +317,6 @@ class WandbSink:
         warnings.warn(line, WandbWarning, stacklevel=2)
 
 
-def sweep_file(
-    command: Sequence[str],
-    parameters: Mapping[str, Sequence[Any] | Mapping[str, Any]],
-    *,
-    metric: str,
-    goal: Literal["maximize", "minimize"],
-    method: Literal["grid", "random", "bayes"] = "grid",
-    project: str = PROJECT,
-) -> str:
-    """Text (YAML) of a W&B sweep, for `wandb sweep FILE`; each `wandb agent` then runs one configuration after the other.
-
-    Parameters
-    ----------
-    command
-        Program and fixed arguments, such as `["penchant", "probe_sweep", "--config", "probes.yaml"]`. The agent adds
-        `--PARAMETER=VALUE`, and finds the program as a shell does; a Python file is run by `python`.
-    parameters
-        Values of each, or a distribution as W&B writes it: `{"min": 1e-3, "max": 1e3, "distribution": "log_uniform_values"}`.
-    metric
-        Name of a metric that the command logs.
-    goal
-        What to do with the metric.
-    method
-        How configurations are chosen; `grid` takes all of them, and needs values.
-    project
-        W&B project.
-
-    Raises
-    ------
-    ValueError
-        There is no command, no parameter, or a parameter that an agent cannot pass on or W&B would not accept.
-
-    References
-    ----------
-    https://docs.wandb.ai/guides/sweeps/sweep-config-keys
-    """
-    if not command or not parameters:
-        raise ValueError(f"A sweep needs a command and parameters; got {list(command)} and {dict(parameters)}.")
-    program, *fixed = map(str, command)
-    interpreter = ["${interpreter}"] if program.endswith(".py") else []
-    sweep = {
-        "program": program,
-        "command": ["${env}", *interpreter, "${program}", *fixed, "${args}"],
-        "project": project,
-        "method": method,
-        "metric": {"name": metric, "goal": goal},
-        "parameters": {name: _parameter(name, values, method) for name, values in parameters.items()},
-    }
-    return yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True, width=1000)
-
-
-def _parameter(name: str, values: Sequence[Any] | Mapping[str, Any], method: str) -> dict[str, Any]:
-    """One parameter of a sweep, as W&B writes it."""
-    spec = _plain(values if isinstance(values, Mapping) else {"values": list(values)})
-    if unknown := spec.keys() - _PARAMETER_KEYS:
-        raise ValueError(f"Parameter {name!r} has {sorted(unknown)}; expected values or some of {sorted(_PARAMETER_KEYS)}.")
-    given = spec.get("values", [spec["value"]] if "value" in spec else None)
-    if given is None and method == "grid":
-        raise ValueError(f"Parameter {name!r} has no values, which method 'grid' needs; give some, or use 'random' or 'bayes'.")
-    if given == []:
-        raise ValueError(f"Parameter {name!r} has an empty list of values; give one at least.")
-    for value in given or ():
-        if isinstance(value, bool | list | dict) or value is None:
-            raise ValueError(
-                f"Parameter {name!r} has the value {value!r}, which an agent would pass as --{name}={value}; a sweep takes "
-                "numbers and strings, one a configuration. Put anything else among the fixed arguments."
-            )
-    return spec
-
-
 def _logged_in() -> bool:
     """Whether W&B has credentials; unlike `wandb.login`, without asking the user or the server, and without a word."""
     import wandb
@@ -454,27 +329,6 @@ def _logged_in() -> bool:
 def _agent_run() -> str | None:
     """Id of the run that `wandb agent` has made for this process, if it has."""
     return os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
-
-
-def _is_complete(path: Path) -> bool:
-    """Whether the file of a run has its exit: records of `wandb.proto` in chunks like those of a LevelDB log."""
-    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportAttributeAccessIssue]
-
-    content = path.read_bytes()
-    place, record, exited = _LOG_HEADER, b"", False
-    while place < len(content):
-        if (left := _LOG_BLOCK - place % _LOG_BLOCK) < _LOG_CHUNK.size:
-            place += left  # padding
-            continue
-        if len(content) - place < _LOG_CHUNK.size:
-            return False
-        _, length, kind = _LOG_CHUNK.unpack_from(content, place)
-        place += _LOG_CHUNK.size + length
-        if place > len(content):
-            return False
-        record = (record if kind in (_MIDDLE, _LAST) else b"") + content[place - length : place]
-        exited = exited or (kind in (_FULL, _LAST) and Record.FromString(record).HasField("exit"))
-    return exited
 
 
 def _abandon(run: "wandb.Run") -> None:
@@ -492,31 +346,6 @@ def _tear_down() -> None:
     if wandb.run is None:  # the caller's own run would be ended too
         with contextlib.suppress(Exception, SystemExit):  # that it does not answer is why this was called
             wandb.teardown()
-
-
-def _rows(table: pd.DataFrame) -> list[Any]:
-    """Rows of plain values; None for what is missing."""
-    columns = []
-    for place in range(table.shape[1]):
-        column = table.iloc[:, place]
-        values = zip(_plain(column.tolist()), column.isna(), strict=True)
-        columns.append([None if missing else value for value, missing in values])
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON has it; numbers that JSON does not have are spelled out."""
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if hasattr(value, "tolist"):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, set | frozenset):
-        return sorted(map(_plain, value), key=repr)  # the same in every process
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | bool | int | float | None) else str(value)
 
 
 def _one_line(error: BaseException) -> str:

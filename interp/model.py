@@ -3,9 +3,7 @@
 It is a Respondent (see `elicit`), and so is every steered view of it: whatever asks the one can ask the other.
 """
 
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,13 +12,13 @@ import torch
 from jaxtyping import Float, Int
 
 from interp import embedded
-from interp.adapters import adapter_base, merge_adapter
-from interp.backends.choice import BackendName, backend_maker, remote_backend_maker
+from interp.backends.choice import BackendName, backend_maker
 from interp.backends.protocol import Backend
-from interp.batches import Layout, lay_out
-from interp.checkpoints import locate, ways_out
+from interp.batches import Layout
 from interp.engine import Engine, Job
 from interp.layers import LayerSpec, resolve_layers
+from interp.loading import load_here, load_remote
+from interp.packing_trial import packing_agrees
 from interp.positions import Positions
 from interp.rendering import Rendered, Renderer
 from interp.scoring import OptionTree, gather_log_probs, option_tree
@@ -35,13 +33,8 @@ OnAnswer = Callable[[int, Answer], None]
 _TOKENS_PER_BATCH = {"cpu": 1024, "cuda": 16_384}
 _TOKENS_PER_REQUEST = 16_384
 """To a remote model."""
-_REASON = 240
-"""Characters of another library's reason that are shown; some list every model there is."""
 _QUESTIONS_AT_A_TIME = 4096
 """Questions are rendered and put in order so many at a time, so that memory does not grow with their number."""
-_AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 0.25}
-"""Largest mean difference of log-probabilities, packed against padded, at which packing is trusted. In bfloat16 two right
-passes of a real model differ by .1 on random tokens; passes that see the wrong tokens differ by more than 2."""
 
 
 class LocalModel:
@@ -84,7 +77,7 @@ class LocalModel:
         self.identity = ModelIdentity(name, self.backend.config.model_type, self.backend.fingerprint)
         budget = tokens_per_batch or _TOKENS_PER_BATCH.get(self.device.type, 4096)
         self.engine = Engine(self.backend, "left" if layout == "auto" else layout, budget, try_budgets=tokens_per_batch is None)
-        if layout == "auto" and self._packing_agrees():
+        if layout == "auto" and packing_agrees(self.backend):
             self.engine.layout = "packed"
 
     @classmethod
@@ -128,58 +121,18 @@ class LocalModel:
         ImportError
             The library of the backend is not installed.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
+        name = str(name_or_path)
         if remote:
             if (dtype, device) != ("auto", "auto"):
                 raise ValueError(
                     f"dtype={dtype!r}, device={device!r} cannot be chosen for a remote model; leave both at 'auto'."
                 )
-            budget = tokens_per_batch or _TOKENS_PER_REQUEST
-            return cls._load_remote(str(name_or_path), backend, layout=layout, tokens_per_batch=budget)
-        name, where, make_backend = str(name_or_path), device, backend_maker(backend)
-        if device == "auto":
-            where = "cuda" if torch.cuda.is_available() else "cpu"
-        adapter = _adapter(name)
-        try:
-            source = locate((adapter and adapter_base(adapter)) or name)
-            weights = _dtype(dtype, where, source)
-            with _bars_on_terminals_only():
-                try:
-                    tokenizer = AutoTokenizer.from_pretrained(source)
-                    model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=weights, use_safetensors=True)
-                except ValueError as error:  # no tokenizer that can be read, or no causal language model
-                    raise OSError(" ".join(str(error).split())[:_REASON]) from error
-                if adapter:
-                    model = merge_adapter(model, adapter)
-        except OSError as error:
-            raise embedded.MissingModel(f"Cannot load the model {name!r}. {ways_out(name)} Reason: {error}") from error
-        try:
-            model.to(where)
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(
-                f"The device is {device!r}; expected auto, cpu, cuda or cuda:N on this machine ({error})."
-            ) from error
-        shown = Path(name).name if Path(name).exists() else name
-        made = make_backend(model, tokenizer)
-        return cls(model, tokenizer, name=shown, backend=made, layout=layout, tokens_per_batch=tokens_per_batch)
-
-    @classmethod
-    def _load_remote(cls, name: str, backend: BackendName, **settings: Any) -> Self:
-        from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
-        from transformers import AutoTokenizer
-
-        make_backend = remote_backend_maker(backend)
-        repo = embedded.HUB_ID if name == embedded.NAME else name
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(repo)
-            made = make_backend(repo, tokenizer)
-        except (HTTPError, OSError, RuntimeError) as error:
-            raise embedded.MissingModel(
-                f"Cannot read the configuration of the remote model {name!r} from the Hugging Face hub; expected the hub id of "
-                f"a model that NDIF runs (nnsight.status() lists them). Reason: {error}"
-            ) from error
-        return cls(made.model, tokenizer, name=name, backend=made, **settings)
+            model, tokenizer, made = load_remote(name, backend)
+            shown, budget = name, tokens_per_batch or _TOKENS_PER_REQUEST
+        else:
+            model, tokenizer, made = load_here(name, backend, dtype, device)
+            shown, budget = Path(name).name if Path(name).exists() else name, tokens_per_batch
+        return cls(model, tokenizer, name=shown, backend=made, layout=layout, tokens_per_batch=budget)
 
     def __repr__(self) -> str:
         return (
@@ -339,9 +292,7 @@ class LocalModel:
         where = Positions.parse(position)
         found: list[np.ndarray] = [np.empty(0)] * len(questions)
         jobs = [Job(self.render(question), self.interventions) for question in questions]
-        selections = []
-        for job in jobs:
-            selections.append(where.rows(where.tokens(job.rendered)))
+        selections = [where.rows(where.tokens(job.rendered)) for job in jobs]
         self.engine.capture(jobs, selections, self.layers(layers), found.__setitem__)
         return found
 
@@ -462,24 +413,6 @@ class LocalModel:
         """Scale a direction by the `reference_norm` of its layer: coefficient 1.0 is one mean residual norm."""
         return direction.scaled(**self.reference_norm(direction.layer, questions, positions))  # pyright: ignore[reportArgumentType]
 
-    # ---- trust
-
-    def _packing_agrees(self) -> bool:
-        """Whether packed passes give this model's own next-token probabilities, tried on a few short sequences."""
-        words = np.random.default_rng(0).integers(0, self.backend.vocabulary_size, 24)
-        sequences = [words[:8], words[:12], np.concatenate([words[:8], words[12:18]]), words[18:]]
-        untouched = [np.zeros_like(sequence) for sequence in sequences]
-        try:
-            packed, alone = (self._log_probs(lay_out(sequences, untouched, layout)) for layout in ("packed", "left"))
-        except (TypeError, ValueError, KeyError, RuntimeError):
-            return False  # the model does not take its attention from transformers' attention interface
-        return bool((packed - alone).abs().mean() < _AGREEMENT.get(self.backend.dtype, 0.25))
-
-    def _log_probs(self, batch: Any) -> torch.Tensor:
-        logits = self.backend.run(batch, logits_at=np.array([rows[-1] for rows in batch.rows])).logits
-        assert logits is not None
-        return logits.float().log_softmax(-1)
-
 
 class SteeredModel(LocalModel):
     """A view of a LocalModel under an intervention: same weights, another fingerprint. Made by `LocalModel.steered`."""
@@ -509,40 +442,6 @@ class _Answers:
 
     def all(self) -> list[Answer]:
         return [answer for answer in self._answers if answer is not None]
-
-
-def _adapter(name: str) -> Path | None:
-    """The folder of that name, if it holds an adapter."""
-    folder = Path(name).expanduser()
-    return folder if adapter_base(folder) else None
-
-
-@contextmanager
-def _bars_on_terminals_only() -> Iterator[None]:
-    """Within the context, transformers draws progress bars only where someone can see them."""
-    from transformers.utils import logging
-
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
-        yield
-        return
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.enable_progress_bar()
-
-
-def _dtype(dtype: str, device: str, source: str) -> torch.dtype:
-    if dtype == "float32" or (dtype == "auto" and device == "cpu"):
-        return torch.float32
-    if dtype == "bfloat16":
-        return torch.bfloat16
-    if dtype != "auto":
-        raise ValueError(f"dtype is {dtype!r}; expected 'auto', 'float32' or 'bfloat16' (float16 overflows).")
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(source).get_text_config()
-    return torch.float32 if config.dtype == torch.float32 else torch.bfloat16
 
 
 def _end_of_turn_ids(model: Any, tokenizer: Any, vocabulary_size: int) -> tuple[int, ...]:

@@ -1,5 +1,6 @@
 """Probes: what can be read off the residual stream, layer by layer, against baselines on the same splits."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -161,27 +162,21 @@ def probe_sweep(
     rows: list[dict[str, Any]] = []
     predictions: list[pd.DataFrame] = []
     nulls: dict[tuple[str, bool], list[np.ndarray]] = {}
-    with tqdm(total=len(layers) * len(positions) * len(blocks), desc="probes", unit="probe", disable=None) as progress:
-        for layer in layers:
-            for position in positions:
-                for block, against in zip(blocks, baselines, strict=True):
-                    where = {"layer": layer, "position": position}
-                    elsewhere = {
-                        name: block.score(task_rows(other, layer, position, block.task_ids)) for name, other in others.items()
-                    }
-                    for number, scored in enumerate(block.score(task_rows(store, layer, position, block.task_ids))):
-                        target = {"target": block.targets[number]}
-                        strongest = max(against, key=lambda name: against[name][number].scores["r2"])
-                        gain = block.gain(scored, against[strongest][number]) | {"strongest_baseline": strongest}
-                        for name, found in elsewhere.items():
-                            over = block.gain(scored, found[number])
-                            gain |= {key.replace("gain", f"gain over {name}"): value for key, value in over.items()}
-                            rows.append({"features": name, **where, **target, **found[number].scores, "is_baseline": True})
-                        same = {"is_baseline": f"{layer_name(layer)}/{position}" in against}
-                        rows.append({"features": RESIDUAL, **where, **target, **scored.scores, **gain, **same})
-                        predictions.append(block.predictions(scored, where | target))
-                        nulls.setdefault((block.targets[number], same["is_baseline"]), []).append(scored.null)
-                    progress.update()
+    probed = list(itertools.product(layers, positions, zip(blocks, baselines, strict=True)))
+    for layer, position, (block, against) in tqdm(probed, desc="probes", unit="probe", disable=None):
+        elsewhere = {name: block.score(task_rows(other, layer, position, block.task_ids)) for name, other in others.items()}
+        is_baseline = f"{layer_name(layer)}/{position}" in against
+        for number, scored in enumerate(block.score(task_rows(store, layer, position, block.task_ids))):
+            where = {"layer": layer, "position": position, "target": block.targets[number]}
+            strongest = max(against, key=lambda name: against[name][number].scores["r2"])
+            gain = block.gain(scored, against[strongest][number]) | {"strongest_baseline": strongest}
+            for name, found in elsewhere.items():
+                over = block.gain(scored, found[number])
+                gain |= {key.replace("gain", f"gain over {name}"): value for key, value in over.items()}
+                rows.append({"features": name, **where, **found[number].scores, "is_baseline": True})
+            rows.append({"features": RESIDUAL, **where, **scored.scores, **gain, "is_baseline": is_baseline})
+            predictions.append(block.predictions(scored, where))
+            nulls.setdefault((block.targets[number], is_baseline), []).append(scored.null)
     for block, against in zip(blocks, baselines, strict=True):
         for name, by_target in against.items():
             for target, scored in zip(block.targets, by_target, strict=True):

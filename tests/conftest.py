@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -28,6 +29,9 @@ from store import Message, Option, Question, Span
 # Side by side, workers share the cores; threads that wait for one another would cost more than they bring.
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is the machine's affair
+hypothesis.settings.load_profile("any machine")
 
 CHATML = (
     "{% for m in messages %}{{ '<|start|>' + m['role'] + '\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"

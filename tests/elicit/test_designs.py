@@ -170,7 +170,7 @@ def state_of(n, *, met_share=0.2, noise=None, seed=0):
 
 @each_design
 @given(st.integers(3, 14), st.floats(0, 1), st.integers(1, 40), st.sampled_from([None, 0.5]), st.integers(0, 99))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_every_design_proposes_as_many_pairs_as_are_left_none_met_and_none_twice(design, n, met_share, size, noise, seed):
     state = state_of(n, met_share=met_share, noise=noise, seed=seed)
     pairs = design.propose(state, size, np.random.default_rng(seed))
@@ -554,7 +554,6 @@ def test_online_ratings_rank_planted_strengths(rate):
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=30), st.floats(1, 64), st.integers(0, 99))
-@settings(deadline=None)
 def test_elo_takes_from_one_what_it_gives_to_the_other(shares, k, seed):
     pairs = np.random.default_rng(seed).permutation(PAIRS)[: len(shares)]
     table = pd.DataFrame(pairs, columns=["first", "second"]).assign(p_first=shares)

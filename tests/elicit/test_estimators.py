@@ -751,7 +751,7 @@ def test_a_likelihood_without_a_finite_maximum_is_refused_and_the_way_out_named(
 
 
 @given(st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_a_finite_maximum_exists_just_where_newtons_method_finds_one(data):
     """Ford (1957), against what the loss itself does without a position term: it converges, or runs away."""
     n = data.draw(st.integers(2, 5))

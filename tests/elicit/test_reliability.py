@@ -569,7 +569,7 @@ LEVELS = {"alpha": st.sampled_from([0.001, 0.01, 0.05, 0.2]), "power": st.sample
 NUMBERS = st.integers(20, 20_000)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(n=NUMBERS, **LEVELS)
 def test_the_smallest_effect_of_n_needs_n(n, alpha, power):
     levels = {"alpha": alpha, "power": power}
@@ -582,7 +582,7 @@ def test_the_smallest_effect_of_n_needs_n(n, alpha, power):
         assert needed(effect * (1 + 1e-9), **levels) <= n < needed(effect * (1 - 1e-9), **levels)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(effect=st.floats(0.02, 0.98), **LEVELS)
 def test_the_number_needed_shows_the_effect_and_one_less_does_not(effect, alpha, power):
     levels = {"alpha": alpha, "power": power}

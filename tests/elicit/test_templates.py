@@ -5,7 +5,7 @@ from itertools import combinations
 
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from elicit import sample_templates
@@ -119,7 +119,6 @@ def test_rewritings_spare_fields_and_labels(text):
     assert Counter(with_typos(instruction)) == Counter(instruction)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(2, 4), min_size=2, max_size=4), st.integers(1, 30), st.integers(0, 3))
 def test_samples_use_every_level_of_every_axis_equally_often(sizes, n, seed):
     design = balanced_design(sizes, n, seed)

@@ -92,7 +92,7 @@ def test_penchants_own_table_goes_out_and_in_unchanged(tmp_path):
     pd.testing.assert_frame_equal(found, own, check_dtype=False)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.floats(-30, 30), min_size=1, max_size=8))
 def test_probabilities_and_log_odds_say_the_same(logits):
     names = [f"t{number}" for number in range(len(logits))]

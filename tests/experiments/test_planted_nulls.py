@@ -12,8 +12,9 @@ import pytest
 from elicit import LeastSquares, Task, builtin_tasks, disjoint_pairs, sample_tasks
 from experiments.frozen import FrozenTable
 from experiments.organisms import Organism, Rule, balanced
+from experiments.planted_findings import false_positive_finding
 from experiments.planted_nulls import BEATS, CONJUNCTIONS, KNOWN, USED, chance_of_use, dealt_labels, probe_claims, rate_row
-from experiments.planted_preference import PlantedPreferenceSettings, false_positive_finding
+from experiments.planted_preference import PlantedPreferenceSettings
 from experiments.planted_readable import PLANTED, feature_labels, features_finding, readable_table
 from experiments.planted_tasks import Fresh, differing_pairs, measured_tasks
 from interp import Split, probe_sweep

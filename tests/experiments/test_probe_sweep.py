@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -115,8 +116,8 @@ def test_what_the_tasks_or_the_installation_lack_is_said_before_a_model_is_loade
 def test_the_command_line_that_wandb_agent_makes_of_the_sweep_file_runs_one_configuration(directory, tmp_path, monkeypatch):
     from wandb.wandb_agent import Agent
 
-    path = tmp_path / "sweep.yaml"
-    settings = ProbeSweepSettings(out=directory, wandb="offline", emit_wandb_sweep=path, **SMALL)
+    out, path = shutil.copytree(directory, tmp_path / "run"), tmp_path / "sweep.yaml"
+    settings = ProbeSweepSettings(out=out, wandb="offline", emit_wandb_sweep=path, **SMALL)
     assert f"wandb sweep {path}" in run(settings).screen
     sweep = yaml.safe_load(path.read_text())
     values = {name: each["values"] for name, each in sweep["parameters"].items()}
@@ -142,7 +143,7 @@ def test_the_command_line_that_wandb_agent_makes_of_the_sweep_file_runs_one_conf
     }
     Agent._command_run(agent, command)
     assert agent._run_processes["agent1"].wait(timeout=240) == 0
-    (found,) = (directory / "wandb").glob("offline-run-*-agent1")
+    (found,) = (out / "wandb").glob("offline-run-*-agent1")
     logged = read_run(found)
     assert logged.config["layer"] == 15 and logged.config["target"] == "utility"
     table = pd.read_csv(directory / "ridge-utility-L15-task_mean/tables/probes.csv")

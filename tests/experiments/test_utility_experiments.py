@@ -14,19 +14,9 @@ from experiments import task_consistency, thurstone_regularisation, transitivity
 from experiments.dry_run import dry_run
 from experiments.settings import ConfigError
 from experiments.task_consistency import TaskConsistencySettings, extremeness
-from experiments.thurstone_regularisation import (
-    AS_SHOWN,
-    AVERAGED,
-    ThurstoneRegularisationSettings,
-    among,
-    best_penalty,
-    cross_chosen,
-    fit_all,
-    held_out_pairs,
-    mean_over_pairs,
-    scores,
-    split,
-)
+from experiments.thurstone_fits import AS_SHOWN, AVERAGED, among, fit_all, held_out_pairs, scores, split
+from experiments.thurstone_regularisation import ThurstoneRegularisationSettings
+from experiments.thurstone_tables import best_penalty, cross_chosen, mean_over_pairs
 from experiments.transitivity import TransitivitySettings, explained_share, fitted_pairs, parts_of_answers
 from store import MeasurementLog
 

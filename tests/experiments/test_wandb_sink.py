@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from experiments.cli import parse_settings
 from experiments.settings import RunSettings
-from experiments.wandb_sink import WandbSink, WandbWarning, sweep_file
+from experiments.wandb_sink import WandbSink, WandbWarning
+from experiments.wandb_sweep import sweep_file
 from tests.experiments.wandb_offline import BLOCK, DamagedLog, read_run, read_runs, records
 
 ROOT = Path(__file__).parents[2]
@@ -569,7 +570,7 @@ def test_a_sweep_file_says_what_wandb_needs():
     }
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     layers=st.integers(0, 100),
     positions=st.from_regex(r"[a-z_]{1,12}(:[+-]?\d)?", fullmatch=True),
