@@ -93,7 +93,11 @@ def load_tasks(path: str | Path) -> list[Task]:
     except UnicodeDecodeError as error:
         raise TaskError(_not_utf8(path, error)) from error
     if not tasks:
-        raise TaskError(f'{path} has no tasks; expected one a line, for instance {{"id": "t1", "text": "Write a haiku."}}.')
+        example = {
+            ".jsonl": 'one a line, for instance {"id": "t1", "text": "Write a haiku."}',
+            ".csv": "a line of column names such as id,text and then one a row",
+        }.get(path.suffix.lower(), "columns id and text, one task a row")
+        raise TaskError(f"{path} has no tasks; expected {example}.")
     return tasks
 
 
@@ -119,6 +123,8 @@ def checked_tasks(rows: Iterable[tuple[int, Mapping[str, Any]]], where: str, uni
         text = transcript(messages) if messages else row["text"]
         tasks.append(Task(row["id"], text, row.get("origin") or "own", row.get("topic") or "", messages, meta))
     if problems:
+        if len(problems) > 1 and not tasks and len({problem.partition(": ")[2] for problem in problems}) == 1:
+            raise TaskError(f"{where} has no good row, and in all {len(problems)} {problems[0].partition(': ')[2]}.")
         shown = "\n  ".join(problems[:10])
         more = f"\n  and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise TaskError(f"{where} has {len(problems)} bad row{'s' if len(problems) > 1 else ''}:\n  {shown}{more}")
@@ -159,7 +165,11 @@ def select_tasks(
     """
     known = {task.id for task in tasks}
     if unknown := [task_id for task_id in include or () if task_id not in known]:
-        raise TaskError(f"{len(unknown)} ids to include are not among the {len(known)} tasks, for instance {unknown[:3]}.")
+        named = ", ".join(map(repr, unknown[:3]))
+        raise TaskError(
+            f"{len(unknown)} of {len(include or ())} ids to include are not among the {len(known)} tasks, for instance "
+            f"{named}; tasks are called like {', '.join(map(repr, sorted(known)[:3]))}."
+        )
     if exclude and not known.intersection(exclude):
         raise TaskError(f"None of the {len(exclude)} ids to exclude is among the tasks, for instance {list(exclude)[:3]}.")
     wanted = known if include is None else set(include)
@@ -185,7 +195,10 @@ def sample_tasks(tasks: Sequence[Task], per_origin: int, seed: int = 0, origins:
             raise ValueError(f"There are no tasks of origin {origin!r}; expected one of {sorted(by_origin)}.")
         available = sorted(by_origin[origin], key=lambda task: task.id)
         if per_origin > len(available):
-            raise ValueError(f"{per_origin} tasks of origin {origin!r} were asked for; there are {len(available)}.")
+            raise ValueError(
+                f"{per_origin} tasks of origin {origin!r} were asked for; there are {len(available)}. Lower per_origin to "
+                "that, or name the origins to sample from."
+            )
         order = np.random.default_rng([seed, number]).permutation(len(available))
         chosen += [available[place] for place in order[:per_origin]]
     return [chosen[place] for place in np.random.default_rng([seed, len(by_origin)]).permutation(len(chosen))]

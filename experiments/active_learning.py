@@ -220,7 +220,9 @@ def _number(value: float, digits: int) -> str:
 
 
 def _origin_finding(origins: pd.DataFrame) -> Finding:
-    said = ", ".join(f"{row.origin} {row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}]" for row in origins.itertuples())
+    said = ", ".join(
+        f"{row.origin} {row.mean:+.2f} [{row.low:+.2f}, {row.high:+.2f}] (n={row.tasks})" for row in origins.itertuples()
+    )
     return Finding("Origins", f"Mean utility by origin, in logits: {said}.", "active_origins")
 
 
@@ -230,8 +232,8 @@ def _refusal_finding(refused: Estimate | None, comparisons: pd.DataFrame) -> Fin
     mass = 100 * float(comparisons["refusal"].mean())
     counted = int((comparisons["outcome"] == "refused").sum())
     sentence = (
-        f"{counted} of {len(comparisons)} choices were refused (mean probability of opening with a refusal {mass:.2f} %). Over "
-        f"tasks that probability goes with the utility at a rank correlation of {plain(refused)}."
+        f"{counted} of {len(comparisons)} choices were refused (mean probability of opening with a refusal {mass:.2g} %). Over "
+        f"{refused.n} tasks that probability goes with the utility at a rank correlation of {plain(refused)}."
     )
     return Finding("Refusals", sentence + null_note(refused, "relation"))
 
@@ -239,7 +241,8 @@ def _refusal_finding(refused: Estimate | None, comparisons: pd.DataFrame) -> Fin
 def _extremes_finding(top: pd.DataFrame, bottom: pd.DataFrame) -> Finding:
     def line(row: pd.Series) -> str:
         text = " ".join(str(row["text"]).split())
-        return f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['task_id']:16s} {text[:50]}"
+        text = text if len(text) <= 50 else f"{text[:47]}..."
+        return f"{row['value']:+.2f} [{row['low']:+.2f}, {row['high']:+.2f}]  {row['task_id']:16s} {text}"
 
     rows = [
         *(line(row) for _, row in top.head(3).iterrows()),

@@ -1,6 +1,9 @@
 """The `penchant` command: experiments by name, each configured by a YAML file and by flags."""
 
+import contextlib
+import difflib
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -37,6 +40,9 @@ EXPERIMENTS = {
     "transitivity": "Do preferences go round in circles? Hard cycles of all pairs, beside what noise and coins would give.",
 }
 """Experiments by name; each is a module with SETTINGS and run(settings)."""
+
+_OWN_FLAGS = ("--quick", "--dry-run", "--config")
+"""Flags of every experiment that are no settings."""
 
 COMMANDS = {
     "list": "Name every experiment.",
@@ -102,8 +108,6 @@ def _dispatch(name: str, rest: Sequence[str]) -> int:
     if name in COMMANDS:
         return importlib.import_module(f"experiments.commands.{name}").main(rest)
     if name not in EXPERIMENTS:
-        import difflib
-
         near = difflib.get_close_matches(name, [*EXPERIMENTS, *COMMANDS], n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join([*EXPERIMENTS, *COMMANDS])}."
         raise ValueError(f"There is no experiment or command {name!r}; {hint}")
@@ -125,16 +129,62 @@ def run_experiment(name: str, arguments: Sequence[str]) -> None:
 
 
 def parse_settings(name: str, settings: type[Any], arguments: Sequence[str], line: str) -> Any:
-    """Settings from `--config FILE`, if given, overridden by the other flags; `line` says what they are for."""
+    """Settings from `--config FILE`, if given, overridden by the other flags; `line` says what they are for.
+
+    Raises
+    ------
+    ConfigError
+        The file or a value is not what was expected.
+    SystemExit
+        Help was asked for, or a flag is unknown or cannot be read; tyro has said so.
+    """
     import tyro
 
     rest, config = _take_config(list(arguments))
     quick = "--quick" in rest
     if quick and config:
         raise ValueError("--quick and --config both say what the settings are; give one of them.")
+    if quick and not settings.QUICK:
+        raise ValueError(f"{name} has no quick form; leave out --quick.")
     rest = [argument for argument in rest if argument != "--quick"]
+    _check_own_flags(rest)
     defaults = settings.quick() if quick else settings.read(config) if config else settings()
-    return tyro.cli(settings, args=rest, default=defaults, prog=f"penchant {name}", description=_description(line))
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            found = tyro.cli(
+                settings, args=rest, default=defaults, prog=f"penchant {name}", description=_description(name, line, settings)
+            )
+    except SystemExit as stopped:
+        _explain_invalid(stopped, settings)
+        sys.stderr.write(said.getvalue())
+        raise
+    sys.stderr.write(said.getvalue())
+    if quick and getattr(found, "tasks", None) != getattr(settings(), "tasks", None) and "per_origin" in settings.QUICK:
+        sample = f"--quick samples {found.per_origin} tasks of every origin of {', '.join(found.tasks)}"
+        print(f"{sample}; --per-origin says how many.", file=sys.stderr)
+    return found
+
+
+def _explain_invalid(stopped: SystemExit, settings: type[Any]) -> None:
+    """Raise a ConfigError if it was pydantic's that stopped tyro, which would print it in pydantic's words."""
+    from pydantic import ValidationError
+
+    from experiments.settings import COMMAND_LINE, ConfigError, explain
+
+    error: BaseException | None = stopped
+    while error is not None and not isinstance(error, ValidationError):
+        error = error.__context__
+    if error is not None:
+        raise ConfigError(explain(error, settings, COMMAND_LINE)) from error
+
+
+def _check_own_flags(arguments: Sequence[str]) -> None:
+    """Flags that are taken before tyro sees them are none that it could suggest."""
+    for argument in arguments:
+        near = difflib.get_close_matches(argument, _OWN_FLAGS, n=1, cutoff=0.8)
+        if near and argument != near[0]:
+            raise ValueError(f"There is no flag {argument}; did you mean {near[0]}?")
 
 
 def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
@@ -148,10 +198,13 @@ def _take_config(arguments: list[str]) -> tuple[list[str], Path | None]:
     return arguments, None
 
 
-def _description(line: str) -> str:
+def _description(name: str, line: str, settings: type[Any]) -> str:
+    sampled = settings.QUICK.get("per_origin")
+    look = f" or be those of a short look (--quick{f': {sampled} tasks of every origin' if sampled else ''})"
+    plan = " --dry-run says how many questions, tokens and minutes it would take, and asks nothing."
     return (
-        f"{line} Settings may come from a YAML file (--config FILE) or be those of a short look (--quick); the "
-        "flags below override them. --dry-run says how many questions, tokens and minutes it would take, and asks nothing."
+        f"{line} Settings may come from a YAML file (--config FILE){look if settings.QUICK else ''}; the flags below override "
+        f"them.{plan if name in EXPERIMENTS else ''}"
     )
 
 

@@ -32,6 +32,9 @@ class ExploreSettings(RunSettings):
     tasks: tuple[str, ...] = Field(
         default=(), description="Where the texts are: task files, or builtin; default: what the runs' settings name."
     )
+    include: Path | None = Field(
+        default=None, description="File with the ids of the tasks to look at, one a line, as Save ids on the page writes it."
+    )
     map: Literal["auto", "activations", "embeddings", "words"] = Field(
         default="auto", description="What tasks are near by; auto: activations where a run has them, else words."
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from elicit import read_ids
 from experiments.hand_labels import TaskLabel, number_label
 from experiments.joined import Joined, join
 from experiments.neighbourhoods import neighbourhoods
@@ -112,7 +113,8 @@ def explored(settings: "ExploreSettings") -> Explored:
     """
     stores = _stores(settings)
     ids = {run: [task for store in found for task in store.task_ids] for run, found in stores.items()}
-    joined = join(settings.runs, settings.labels, settings.tasks, ids)
+    include = read_ids(settings.include) if settings.include else None
+    joined = join(settings.runs, settings.labels, settings.tasks, ids, include)
     flips = {name: found for name, table in joined.comparisons.items() if (found := order_flips(table)) is not None}
     crosses, said = _crosses(joined, settings), _said(joined, settings)
     labels = _offered(joined, settings, flips, said)

@@ -79,9 +79,8 @@ def position_finding(bias: PositionBias) -> Finding:
 def hold_out_finding(held_out: HoldOut) -> Finding:
     """How well utilities predict unseen pairs."""
     ceiling, correlation = held_out.accuracy_ceiling, held_out.correlation
-    known = (
-        f"; true utilities would get {100 * ceiling:.0f} %, as pairs differ in more than tasks" if ceiling == ceiling else ""
-    )
+    why = "pairs differ in more than tasks" if correlation else "sampled answers are partly chance"
+    known = f"; true utilities would get {100 * ceiling:.0f} %, as {why}" if ceiling == ceiling else ""
     also = f"; predicted and measured log-odds correlate at {plain(correlation)}" if correlation else ""
     return Finding(
         "Hold-out",

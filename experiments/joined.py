@@ -19,6 +19,8 @@ from store.labels import check_labels
 _SHOWN = 3
 _MOST_TOPICS = 40
 ORIGIN, LENGTH = "origin", "text length"
+_CONTROLS = {"calibration": "calibration (controls)"}
+"""Origins of tasks that are there to be compared with, as the map names them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +63,13 @@ class Joined:
         return found
 
 
-def join(runs: Sequence[Path], hand: Sequence[Path], tasks: Sequence[str], stored: Mapping[Path, Sequence[str]]) -> Joined:
+def join(
+    runs: Sequence[Path],
+    hand: Sequence[Path],
+    tasks: Sequence[str],
+    stored: Mapping[Path, Sequence[str]],
+    include: Sequence[str] | None = None,
+) -> Joined:
     """Read runs, hand labels and texts, and join them by task id.
 
     Parameters
@@ -70,11 +78,13 @@ def join(runs: Sequence[Path], hand: Sequence[Path], tasks: Sequence[str], store
         Sources of the tasks, as settings name them; without any, those that the runs' settings name.
     stored
         By run, the ids that its activations are of.
+    include
+        Ids of the tasks to keep, if not all.
 
     Raises
     ------
     ValueError
-        There is no such run, or nothing in it; see also `read_hand_labels`.
+        There is no such run, or nothing in it, or an id to include is in none; see also `read_hand_labels`.
     """
     names = dict(zip(runs, run_names(runs), strict=True))
     tables = {names[run]: _run_labels(run) for run in runs}
@@ -99,20 +109,42 @@ def join(runs: Sequence[Path], hand: Sequence[Path], tasks: Sequence[str], store
         ids = dict.fromkeys(by_id)
     if not ids:
         raise ValueError("There is nothing to explore; expected --runs runs/demo, or --tasks FILE with --labels FILE.")
-    known = list(ids)
     labels = _label_of_runs({name: table for name, table in tables.items() if table is not None})
-    by_hand, left_out = read_hand_labels(hand, known)
+    by_hand, left_out = read_hand_labels(hand, list(ids))
+    known = list(ids)
+    if include is not None:
+        known = _included(known, include)
+        labels, by_hand = ([_of_tasks(each, known) for each in several] for several in (labels, by_hand))
+        comparisons = {
+            name: kept
+            for name, table in comparisons.items()
+            if len(kept := table[table[["first", "second"]].isin(known).all(axis=1)])
+        }
     texts = {task: by_id[task].text for task in known if task in by_id}
     if without := [task for task in known if task not in texts]:
         remarks.append(
             f"The texts of {len(without)} of {len(known)} tasks are nowhere to be found, for instance of "
             f"{', '.join(without[:_SHOWN])}; their ids are shown. Give them with --tasks FILE."
         )
-    origins = {task: by_id[task].origin for task in known if task in by_id}
+    origins = {task: _CONTROLS.get(by_id[task].origin, by_id[task].origin) for task in known if task in by_id}
     if rest := [task for task in known if task not in origins]:
         origins |= origins_of(rest, runs)[0]
     offered = _told_apart([*labels, *by_hand, *_of_texts(texts, origins, by_id)])
     return Joined(known, texts, origins, offered, comparisons, (*remarks, *left_out))
+
+
+def _included(known: Sequence[str], include: Sequence[str]) -> list[str]:
+    wanted = set(include)
+    if unknown := sorted(wanted.difference(known)):
+        raise ValueError(
+            f"{len(unknown)} of {len(wanted)} ids to include are not among the {len(known)} tasks, for instance "
+            f"{', '.join(unknown[:_SHOWN])}; the tasks are called like {', '.join(sorted(known)[:_SHOWN])}."
+        )
+    return [task for task in known if task in wanted]
+
+
+def _of_tasks(label: TaskLabel, tasks: Sequence[str]) -> TaskLabel:
+    return replace(label, table=label.table[label.table.index.isin(tasks)])
 
 
 def _run_labels(run: Path) -> pd.DataFrame | None:

@@ -160,6 +160,8 @@ def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:
     least, most = in_order.iloc[0], in_order.iloc[-1]
     swamped = int((known["spread"] > known["content"]).sum())
     away = int(((known["mean_low"] > 0) | (known["mean_high"] < 0)).sum())
+    least_pairs, most_pairs = int(known["pairs"].min()), int(known["pairs"].max())
+    pairs = f"{least_pairs}" if least_pairs == most_pairs else f"{least_pairs} to {most_pairs}"
     rows = tuple(
         f"{row['template']:36s} {row['mean']:+.2f} [{row['mean_low']:+.2f}, {row['mean_high']:+.2f}]   {row['spread']:.2f}   "
         f"{row['content']:.2f}   {100 * row['flips']:.0f} %"
@@ -168,8 +170,9 @@ def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:
     return Finding(
         "Position bias",
         f"Being shown first is worth from {least['mean']:+.2f} ({least['template']}) to {most['mean']:+.2f} logits "
-        f"({most['template']}) over {len(known)} of {n_templates} templates that are answered on format; the interval leaves "
-        f"out zero for {away}. Its spread over pairs is larger than what the tasks are worth in {swamped} of them.",
+        f"({most['template']}) over {len(known)} of {n_templates} templates that are answered on format, each from {pairs} "
+        f"pairs; the interval leaves out zero for {away}. Its spread over pairs is larger than what the tasks are worth in "
+        f"{swamped} of them.",
         "position_bias",
         (f"{'template':36s} {'bias':21s} spread content order decides", *rows),
     )
@@ -184,7 +187,10 @@ def _order_finding(one: Estimate, two: Estimate) -> Finding:
         f"A template asked in one order agrees with another asked in both at r = {plain(one)} over {one.n} pairs; asked in "
         f"both orders, at {plain(two)}."
     )
-    return Finding("One order", sentence + null_note(two, "agreement between templates"))
+    note = null_note(two, "agreement between templates")
+    if note and two.smallest_effect > 1:  # than a correlation can be
+        note = f" The interval contains 0, and {two.n} pairs are too few to find even perfect agreement between templates."
+    return Finding("One order", sentence + note)
 
 
 def bias_figure(table: pd.DataFrame) -> Figure:

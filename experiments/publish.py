@@ -1,6 +1,7 @@
 """Publishing: the figures, report, summary and screen of a finished experiment, from one list of findings."""
 
 import shlex
+import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from store import Answer, Question
 from store.provenance import ModelIdentity
 
 _SCREEN_WIDTH = 100
+"""Columns at most; a narrower terminal has its own width."""
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,12 @@ def _describe_answer(answer: Answer) -> str:
 
 def _screen(heading: str, findings: Sequence[Finding], path: Path) -> str:
     margin = max(len(finding.name) for finding in findings) + 2
+    width = min(_SCREEN_WIDTH, max(shutil.get_terminal_size((_SCREEN_WIDTH, 24)).columns, 2 * margin))
     lines = [heading, ""]
     for finding in findings:
         lines += textwrap.wrap(
             finding.sentence,
-            _SCREEN_WIDTH,
+            width,
             initial_indent=finding.name.ljust(margin),
             subsequent_indent=" " * margin,
             break_on_hyphens=False,

@@ -28,11 +28,18 @@ class RunDirectory:
         Resolved settings; `settings.out` is the folder, created if absent.
     log
         Of answers, if it is that of another run directory.
+
+    Raises
+    ------
+    NotADirectoryError
+        There is a file where the folder is to be.
     """
 
     def __init__(self, settings: RunSettings, log: MeasurementLog | None = None) -> None:
         self.path = settings.out
         self.settings = settings
+        if (file := next((each for each in (self.path, *self.path.parents) if each.is_file()), None)) is not None:
+            raise NotADirectoryError(f"The run directory {self.path} cannot be made, as {file} is a file; give another --out.")
         for name in ("activations", "tables", "figures", "directions"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         resolved = json.loads(settings.model_dump_json())

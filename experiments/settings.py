@@ -18,6 +18,10 @@ _HUB_TASKS = 20_000
 """At most so many tasks of a data set on the hub are chosen from, the first ones."""
 
 
+COMMAND_LINE = "the command line"
+"""Where values are from that were given as flags; messages then name the flag."""
+
+
 class ConfigError(ValueError):
     """A configuration is wrong; the message names the key, what was expected, and the nearest valid key."""
 
@@ -59,7 +63,7 @@ class RunSettings(BaseModel):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise ConfigError("\n".join(_explain(problem, cls, where) for problem in error.errors())) from error
+            raise ConfigError(explain(error, cls, where)) from error
 
     @classmethod
     def quick(cls) -> Self:
@@ -251,16 +255,31 @@ def read_source(source: str, builtin: Callable[[], list[Task]] = builtin_tasks) 
     return load_tasks(source)
 
 
-def _explain(problem: Any, settings: type[BaseModel], where: str) -> str:
-    key = ".".join(map(str, problem["loc"])) or "(all)"
+def explain(error: ValidationError, settings: type[BaseModel], where: str) -> str:
+    """What is wrong with settings from `where`: each value, what was expected and the way out, a line each."""
+    inside = "/".join(  # where flags are read, nested settings are checked by themselves
+        name for name, field in settings.model_fields.items() if getattr(field.annotation, "__name__", "") == error.title
+    )
+    return "\n".join(_explain(problem, settings, where, inside) for problem in error.errors())
+
+
+def _explain(problem: Any, settings: type[BaseModel], where: str, inside: str = "") -> str:
+    key = ".".join([inside] * bool(inside) + [str(part) for part in problem["loc"]])
     if problem["type"] == "extra_forbidden":
         valid = _keys(settings)
         near = difflib.get_close_matches(key, valid, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"expected one of {valid}."
         return f"Unknown key {key!r} in {where}: {hint}"
+    wrong = f"{problem['msg'].removeprefix('Value error, ').rstrip('.')}."
+    name = f"--{key.replace('_', '-')}" if where == COMMAND_LINE else f"{key} in {where}"
+    if not problem["loc"]:  # of several values together, which the message names
+        return wrong if where == COMMAND_LINE else f"In {where}: {wrong}"
     if key.startswith(("respondent", "rewriter")):  # an address may hold what should not be shown
-        return f"{key} in {where}: {problem['msg']}."
-    return f"{key} in {where} is {problem['input']!r}: {problem['msg']}."
+        return f"{name}: {wrong}"
+    if problem["type"] == "too_short":
+        value, least = list(problem["input"]), problem["ctx"]["min_length"]
+        return f"{name} is {value}; expected {least} or more. Name them, or leave {key} out for the default."
+    return f"{name} is {problem['input']!r}: {wrong}"
 
 
 def _keys(settings: type[BaseModel]) -> list[str]:

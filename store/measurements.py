@@ -222,7 +222,8 @@ class MeasurementLog:
         ).fetchall()
         if len(rows) != 1:
             found = f"Several keys in {self.path} begin" if rows else f"No key in {self.path} begins"
-            raise KeyError(f"{found} with {prefix!r}; expected one.")
+            way = "give more of it" if rows else "'penchant log export LOG OUT.parquet' lists all"
+            raise KeyError(f"{found} with {prefix!r}; expected one: {way}.")
         key, respondent, question, *columns = rows[0]
         return Entry(key, respondent, Question.from_dict(json.loads(question)), _answer(*columns))
 

@@ -148,7 +148,7 @@ def _activations(
         task_ids=task_ids,
         id_column=id_column,
         split=split,
-        model=_identity(model, fingerprint, family),
+        model=_identity(model, fingerprint, family)[0],
         dtype=dtype,
     )
     return describe_store(store)
@@ -173,22 +173,25 @@ def _directions(
     layer
         Of a .npy, the layer that it is at (residual stream after the block); of a GGUF file, the one wanted.
     model
-        Whose residual stream it is for. It is loaded to learn its fingerprint, unless that is given.
+        Whose residual stream it is for. It is loaded to learn its fingerprint, width and layers, unless the fingerprint is
+        given.
     fingerprint
         The model's fingerprint, as penchant store info shows it.
     family
         The model's architecture, beside a fingerprint.
     """
-    written = import_directions(file, out, layer=layer, model=_identity(model, fingerprint, family))
+    identity, shape = _identity(model, fingerprint, family)
+    written = import_directions(file, out, layer=layer, model=identity, shape=shape)
     return describe_directions({str(path): each for path, each in written})
 
 
-def _identity(model: str | None, fingerprint: str | None, family: str) -> ModelIdentity | None:
-    """The model that is named, loaded where its fingerprint is not given."""
+def _identity(model: str | None, fingerprint: str | None, family: str) -> tuple[ModelIdentity | None, tuple[int, int] | None]:
+    """The model that is named, and its number of blocks and width where it is loaded, as its fingerprint is not given."""
     if fingerprint:
-        return ModelIdentity(model or "unknown", family, fingerprint)
+        return ModelIdentity(model or "unknown", family, fingerprint), None
     if model is None:
-        return None
+        return None, None
     from interp import LocalModel
 
-    return LocalModel.load(model_source(model)).identity
+    loaded = LocalModel.load(model_source(model))
+    return loaded.identity, (loaded.n_layers, loaded.d_model)

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
+import pandas as pd
+
 from store import MeasurementLog
 
 
@@ -37,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError(f"There is no measurement log {path}.")
     if action == "summary":
         with MeasurementLog(paths[0]) as log:
-            print(log.summary().to_string(index=False) if len(log) else f"{paths[0]} holds no answers.")
+            print(_screen(log.summary()) if len(log) else f"{paths[0]} holds no answers.")
     elif action == "export":
         with MeasurementLog(paths[0]) as log:
             log.export(paths[1])
@@ -47,3 +49,15 @@ def main(arguments: Sequence[str]) -> int:
             for path in paths[:-1]:
                 print(f"{log.merge(path):,} new answers from {path}")
     return 0
+
+
+def _screen(summary: pd.DataFrame) -> str:
+    """A line a kind of answer, texts to the left and dates to the minute; and from when to when all were given."""
+    first, last = (moment[:16].replace("T", " ") for moment in (summary["first"].min(), summary["last"].max()))
+    table = summary.drop(columns=["first", "last"]).rename(columns={"respondents": "models", "mean_mass": "mass"}).fillna("")
+    for name in ("mode", "template", "outcome"):
+        table[name] = table[name].astype(str).str.ljust(max(map(len, [name, *table[name].astype(str)])))
+    formats = {"mass": lambda mass: f"{mass:.3f}" if mass != "" else ""}
+    lines = table.to_string(index=False, formatters=formats, justify="left")
+    n = int(summary["answers"].sum())
+    return f"{lines}\n{n:,} answers, {first} to {last} (UTC); mass is the mean probability of the options together"

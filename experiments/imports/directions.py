@@ -15,7 +15,12 @@ _WIDEST = 1_000_000
 
 
 def import_directions(
-    source: Path, out: Path, *, layer: str | None = None, model: ModelIdentity | None = None
+    source: Path,
+    out: Path,
+    *,
+    layer: str | None = None,
+    model: ModelIdentity | None = None,
+    shape: tuple[int, int] | None = None,
 ) -> list[tuple[Path, Direction | SteeringVector]]:
     """Read directions, and write each as safetensors.
 
@@ -27,6 +32,8 @@ def import_directions(
         Of a `.npy`, where it is; of a GGUF file with several, which is wanted.
     model
         Whose residual stream the vectors are for. A `.npy` does not say; a GGUF file says at most a family.
+    shape
+        That model's number of blocks and width of the residual stream, if they are known: what does not fit is an error.
 
     Returns
     -------
@@ -35,8 +42,8 @@ def import_directions(
     Raises
     ------
     ForeignFileError
-        The file is of another kind, cannot be read, or has several vectors for one file; or a `.npy` comes without layer or
-        model.
+        The file is of another kind, cannot be read, has several vectors for one file, or does not fit the model; or a `.npy`
+        comes without layer or model.
     ValueError
         See `store.import_gguf`.
     """
@@ -51,6 +58,9 @@ def import_directions(
             raise ForeignFileError(f"{source} is a {other or 'nameless'} file; expected .gguf or .npy.")
     if layer is not None:
         found = _at_layer(found, layer_number(layer), source)
+    if shape is not None and model is not None:
+        for each in found:
+            _check_fits(each, source, model, shape)
     if out.suffix != ".safetensors":
         paths = [out / f"{layer_name(_layer(each))}.safetensors" for each in found]
     elif len(found) == 1:
@@ -98,6 +108,21 @@ def _at_layer(found: Sequence[Direction | SteeringVector], layer: int, source: P
             f"{source} has no vector at {layer_name(layer)}; it has {', '.join(layer_name(_layer(each)) for each in found)}."
         )
     return kept
+
+
+def _check_fits(value: Direction | SteeringVector, source: Path, model: ModelIdentity, shape: tuple[int, int]) -> None:
+    n_layers, d_model = shape
+    direction = value.direction if isinstance(value, SteeringVector) else value
+    if direction.vector.shape != (d_model,):
+        raise ForeignFileError(
+            f"{source} has {len(direction.vector)} numbers; the residual stream of {model.name} has {d_model}. Give the "
+            "--model that the vector was made with."
+        )
+    if not 0 <= direction.layer < n_layers:
+        raise ForeignFileError(
+            f"{source} is at layer {direction.layer}; {model.name} has layers 0 to {n_layers - 1}. Give the --layer that it "
+            "was made at, or the --model that it was made with."
+        )
 
 
 def _layer(value: Direction | SteeringVector) -> int:

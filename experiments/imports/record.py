@@ -56,9 +56,12 @@ def begin(out: Path, kind: str, source: Path, how: dict[str, Any]) -> dict[str, 
     Raises
     ------
     ForeignFileError
-        The folder is another run's, has another import of this kind that was fitted since, or labels that were fitted.
+        There is a file in its place, it is another run's, has another import of this kind that was fitted since, or labels that
+        were fitted.
     """
     entry = {"file": source.name, "sha256": file_digest(source), **how}
+    if (file := next((each for each in (out, *out.parents) if each.is_file()), None)) is not None:
+        raise ForeignFileError(f"The run directory {out} cannot be made, as {file} is a file; give another --out.")
     record = read_record(out)
     if not record and out.is_dir() and any(out.iterdir()):
         raise ForeignFileError(f"{out} is not empty, and nothing was imported there; give --out a folder of its own.")

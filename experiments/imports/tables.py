@@ -8,6 +8,7 @@ import csv
 import difflib
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -258,8 +259,8 @@ def require(taken: Columns, needed: Sequence[str], table: pd.DataFrame, path: Pa
     if not missing:
         return
     spare = list(table.columns)
-    near = {name: difflib.get_close_matches(name, spare, n=1, cutoff=0.4) for name in missing}
-    guess = [f"{name}={found[0] if found else 'COLUMN'}" for name, found in near.items()]
+    near = {name: difflib.get_close_matches(name, spare, n=1, cutoff=0.6) for name in missing}
+    guess = [shlex.quote(f"{name}={found[0]}") if found else f"{name}=COLUMN" for name, found in near.items()]
     hint = " Columns may be separated by something else than a comma." if len(spare) == 1 else ""
     raise ForeignFileError(
         f"{path} has no column {', '.join(missing)}; it has {', '.join(map(str, spare))}. Say which is which: --columns "

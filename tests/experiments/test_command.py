@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 
 from experiments.cli import EXPERIMENTS, main, parse_settings
 from experiments.demo import DemoSettings
+from experiments.run_directory import RunDirectory
 from experiments.settings import ConfigError
 from experiments.steering import SteerSettings
 
@@ -37,13 +39,27 @@ def test_help_names_every_setting_and_says_what_it_does(name, capsys):
         return
     assert "--device" in out and "orHuggingFacehubid" in out
     if name != "preflight":
-        assert "--configFILE" in out and "--per-origin" in out and "--quick" in out
+        settings = import_module(f"experiments.{name}").SETTINGS
+        look = f"(--quick:{settings.QUICK['per_origin']}tasksofeveryorigin)" if "per_origin" in settings.QUICK else "(--quick)"
+        assert "--configFILE" in out and "--per-origin" in out and (look in out) == bool(settings.QUICK)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["dmeo"], "no experiment or command 'dmeo'; did you mean 'demo'?"),
+        (["position_bias", "--qick"], "no flag --qick; did you mean --quick?"),
+        (["position_bias", "--dryrun"], "no flag --dryrun; did you mean --dry-run?"),
+        (["demo", "--quick"], "demo has no quick form; leave out --quick."),
+        (
+            ["position_bias", "--templates", "x"],
+            "--templates is ['x']; expected 2 or more. Name them, or leave templates out for",
+        ),
+        (["template_sensitivity", "--tasks"], "--tasks is []; expected 1 or more."),
+        (["demo", "--elicit.scales"], "--elicit.scales is []; expected 1 or more."),
+        (["position_bias", "--per-origin", "0"], "--per-origin is 0: Input should be greater than or equal to 1."),
+        (["position_bias", "--dose", "1"], "--dose is 1.0: a dose of no intervention; expected --intervention FILE with it."),
+        (["position_bias", "--respondent.model", "m"], "penchant: base_url and model belong together; expected --respondent"),
         (["demo", "--config"], "--config needs a YAML file"),
         (["demo", "--config", "absent.yaml"], "Cannot read the configuration absent.yaml: No such file"),
     ],
@@ -62,6 +78,7 @@ def test_errors_are_one_line_without_a_traceback(arguments, message, capsys):
         ("steer: {doses: [0.1, 0.2]}", "steer.doses in .* expected each dose with its opposite"),
         ("per_origin: 0", "per_origin in .* is 0: Input should be greater than or equal to 1"),
         ("elicit: {degree: many}", "elicit.degree in .* is 'many'"),
+        ("elicit: {scales: []}", r"elicit.scales in .* is \[\]; expected 1 or more. Name them, or leave elicit.scales out"),
         ("- a\n- b", "holds a list; expected keys and values"),
         ("a: [", "is not YAML"),
     ],
@@ -85,6 +102,24 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path):
     assert settings.elicit.degree == DemoSettings().elicit.degree
 
 
+def test_a_quick_run_of_tasks_of_ones_own_says_how_many_it_samples(tmp_path, capsys):
+    quick = import_module("experiments.position_bias").SETTINGS
+    parse_settings("position_bias", quick, ["--quick", "--tasks", "mine.csv"], "")
+    assert capsys.readouterr().err == "--quick samples 4 tasks of every origin of mine.csv; --per-origin says how many.\n"
+    parse_settings("position_bias", quick, ["--quick"], "")
+    parse_settings("position_bias", quick, ["--tasks", "mine.csv"], "")
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_where_the_run_directory_should_be_is_named(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match=r"run cannot be made, as .*file is a file; give another --out"):
+        RunDirectory(DemoSettings(out=tmp_path / "file" / "run"))
+    (tmp_path / "c.csv").write_text("first,second,outcome\na,b,first\n")
+    assert main(["import", "comparisons", str(tmp_path / "c.csv"), "--out", str(tmp_path / "file")]) == 1
+    assert "file is a file; give another --out" in capsys.readouterr().err
+
+
 def test_resolved_settings_survive_yaml(tmp_path):
     settings = DemoSettings(steer=SteerSettings(layers=(0.25, 3, "L7")))
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(yaml.safe_load(settings.model_dump_json())))
@@ -92,7 +127,7 @@ def test_resolved_settings_survive_yaml(tmp_path):
 
 
 def test_shipped_configurations_are_valid_and_say_the_defaults():
-    from importlib import import_module, resources
+    from importlib import resources
 
     for name in EXPERIMENTS:
         module = import_module(f"experiments.{name}")

@@ -34,7 +34,9 @@ def test_templates_are_listed_shown_and_checked(capsys):
 
 def test_a_log_is_summarised_exported_and_merged(log, tmp_path, capsys):
     assert main(["log", "summary", log.path]) == 0
-    assert "would_rather" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "would_rather" in out and out.splitlines()[-1].startswith("2 answers, 20")
+    assert max(map(len, out.splitlines()[:-1])) <= 80
     assert main(["log", "export", log.path, str(tmp_path / "out.parquet")]) == 0
     assert len(pd.read_parquet(tmp_path / "out.parquet")) == 2
     assert main(["log", "merge", log.path, str(tmp_path / "all.sqlite")]) == 0

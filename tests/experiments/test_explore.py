@@ -6,15 +6,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from elicit import calibration_tasks
 from experiments import explore
 from experiments.cli import main
 from experiments.explore_findings import flips_finding, near_finding
 from experiments.explored import TaskMap, explored
 from experiments.hand_labels import number_label, read_hand_labels
 from experiments.imports import ForeignFileError
+from experiments.joined import join
 from experiments.neighbourhoods import indicators, neighbourhood, neighbourhoods
 from experiments.task_map import MapError, TaskRows, kept_neighbours, lay_out, nearest, of_embeddings, of_words, unit
 from experiments.task_tables import order_flips, preferred_refused, said_and_chosen, top_and_bottom
+from store import write_labels
 from tests.experiments.made_runs import both_orders, labels_of, made_run
 
 
@@ -55,6 +58,31 @@ def test_a_run_becomes_a_page_a_report_and_tables(run_of_eighty, tmp_path):
     assert "Page:" in result.screen and {"Map", "Neighbours", "Order flips: run"} <= {each.name for each in result.findings}
     summary = json.loads((out / "summary.json").read_text())["results"]
     assert summary["tasks"] == 80 and summary["said_and_chosen"]["spearman"]["n"] == 80
+
+
+def test_a_file_of_ids_says_which_tasks_are_drawn_and_counted(run_of_eighty, tmp_path):
+    ids = pd.read_parquet(run_of_eighty / "tables" / "labels.parquet")["task_id"].unique()
+    kept = ids[:40]
+    file = write(tmp_path / "ids.txt", "\n".join(kept))
+    found = explored(settings(run_of_eighty, tmp_path, include=file))
+    assert set(found.joined.ids) == set(kept) == set(found.places)
+    assert all(set(label.table.index) <= set(kept) for label in found.joined.labels)
+    for table in found.joined.comparisons.values():
+        assert len(table) and set(table["first"]) | set(table["second"]) <= set(kept)
+    hand = write(tmp_path / "hand.csv", f"task_id,mood\n{ids[0]},1\n{ids[50]},2\n")
+    assert not any(
+        "hand.csv" in each for each in explored(settings(run_of_eighty, tmp_path, include=file, labels=(hand,))).joined.remarks
+    )
+    with pytest.raises(ValueError, match="1 of 2 ids to include are not among the 80 tasks, for instance nope; the tasks are"):
+        explored(settings(run_of_eighty, tmp_path, include=write(tmp_path / "bad.txt", f"{ids[0]}\nnope\n")))
+
+
+def test_requests_for_calibration_are_called_controls(run_of_eighty, tmp_path):
+    run = tmp_path / "run"
+    controls = [task.id for task in calibration_tasks()]
+    (run / "tables").mkdir(parents=True)
+    write_labels(labels_of(controls, range(len(controls)), "utility", "made"), run / "tables" / "labels.parquet")
+    assert set(join([run], [], [], {}).origins.values()) == {"calibration (controls)"}
 
 
 @pytest.mark.slow  # half a minute: umap-learn compiles itself

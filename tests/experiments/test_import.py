@@ -425,6 +425,26 @@ def test_a_vector_of_numpy_needs_a_layer_and_a_model(rows, tmp_path, capsys):
     assert "cannot be read as a plain .npy" in refused([*arguments, *flags], capsys)
 
 
+def test_a_vector_that_does_not_fit_the_model_that_is_loaded_is_refused(tmp_path, capsys):
+    np.save(tmp_path / "v.npy", np.ones(32, dtype=np.float32))
+    arguments = ["import", "directions", tmp_path / "v.npy", "--out", tmp_path / "v.safetensors", "--model", "smollm2-135m"]
+    assert "v.npy has 32 numbers; the residual stream of smollm2-135m has 576. Give the --model" in refused(
+        [*arguments, "--layer", "15"], capsys
+    )
+    np.save(tmp_path / "v.npy", np.ones(576, dtype=np.float32))
+    assert "v.npy is at layer 30; smollm2-135m has layers 0 to 29. Give the --layer" in refused(
+        [*arguments, "--layer", "30"], capsys
+    )
+    assert not (tmp_path / "v.safetensors").exists()
+    assert main([str(each) for each in [*arguments, "--layer", "29"]]) == 0
+
+
+def test_a_column_is_offered_only_if_it_is_called_much_alike(tmp_path, capsys):
+    (tmp_path / "c.csv").write_text("Left item,firsts,picked,rater\na,b,left,m\n")
+    said = refused(["import", "comparisons", tmp_path / "c.csv", "--out", tmp_path / "run"], capsys)
+    assert "--columns first=firsts second=COLUMN outcome=COLUMN." in said
+
+
 def test_control_vectors_come_back_a_file_a_layer(rows, tmp_path, capsys):
     directions = [Direction.from_vector(row, layer, MODEL) for layer, row in enumerate(rows, start=7)]
     export_gguf(tmp_path / "v.gguf", directions)

@@ -6,7 +6,8 @@ import pytest
 
 from elicit.templates import TemplateError
 from experiments import position_bias
-from experiments.position_bias import PositionBiasSettings, _biases, _table, _worth_of_orders
+from experiments.position_bias import PositionBiasSettings, _biases, _order_finding, _table, _worth_of_orders
+from store.estimates import Estimate
 
 
 def simulated(spread: float, seed: int = 0) -> pd.DataFrame:
@@ -59,3 +60,12 @@ def test_a_wrong_template_is_an_error_before_anything_is_loaded(tmp_path):
     with pytest.raises(TemplateError, match="no phrasing 'nope'"):
         position_bias.run(PositionBiasSettings(out=tmp_path / "p", templates=("would_rather", "nope")))
     assert not (tmp_path / "p").exists()
+
+
+def test_too_few_pairs_for_any_agreement_are_said_to_be_too_few():
+    one = Estimate(0.48, 0.09, 0.87, 0.2, 9)
+    assert (
+        "9 pairs are too few to find even perfect agreement"
+        in _order_finding(one, Estimate(0.45, -0.67, 1.57, 0.57, 9)).sentence
+    )
+    assert "would be found about four times in five is 0.84" in _order_finding(one, Estimate(0.1, -0.49, 0.69, 0.3, 9)).sentence

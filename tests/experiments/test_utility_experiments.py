@@ -11,6 +11,7 @@ from scipy import special
 from elicit import LeastSquares, Thurstone, ThurstoneSigmas, all_pairs, ask, choice, position_bias, rating
 from elicit.templates import TemplateError
 from experiments import task_consistency, thurstone_regularisation, transitivity
+from experiments.active_learning import _extremes_finding
 from experiments.dry_run import dry_run
 from experiments.settings import ConfigError
 from experiments.task_consistency import TaskConsistencySettings, extremeness
@@ -254,3 +255,10 @@ def test_models_are_conditions_of_their_own(counted, out):
 
 def test_extremeness_is_the_distance_from_the_mean_in_standard_deviations():
     assert extremeness(pd.Series([-3.0, 0.0, 3.0])) == pytest.approx([1, 0, 1])
+
+
+def test_a_text_that_is_cut_says_so_and_one_without_blanks_is_shown_too():
+    texts = ["short", "x" * 51, "俳句" * 30]
+    ends = pd.DataFrame({"task_id": list("abc"), "text": texts, "value": [2.0, 1.0, 0.0], "low": -1.0, "high": 3.0})
+    rows = _extremes_finding(ends, ends).rows
+    assert rows[0].endswith(" short") and rows[1].endswith(" " + "x" * 47 + "...") and "俳句" in rows[2] and "..." in rows[2]
