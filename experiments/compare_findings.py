@@ -237,10 +237,11 @@ def origin_forest(by_origin: pd.DataFrame, scaled: OnOneScale) -> Figure:
         table = table.sort_values("p").head(_MOST_ROWS).sort_values(["place", "first", "second"])
     marked = [origin_name(row, scaled) + (" *" if row["p_corrected"] <= LEVEL else "") for _, row in table.iterrows()]
     which = f"{scaled.pairs[0][1]} minus {scaled.pairs[0][0]}" if len(scaled.pairs) == 1 else "second run minus first"
+    star = " (star: told from zero after correction)" if (table["p_corrected"] <= LEVEL).any() else ""
     zero = "" if scaled.scale == "as_is" else ", zero: the mean of all tasks"
     return plots.forest(
         marked,
         table[["difference", "low", "high"]].to_numpy(dtype=float),
         f"{which} ({scaled.unit}{zero}; line: 95 %)",
-        "How far origins are apart (star: told from zero after correction)",
+        f"How far origins are apart{star}",
     )

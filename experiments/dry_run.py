@@ -55,11 +55,11 @@ class Plan:
         here = len(servers) < len(self.respondents)
         requests = f"up to about {whole['requests']:,.0f} requests to a server, " if servers else ""
         price = f", ${whole['usd']:,.2f} at the prices given" if self.table["usd"].notna().any() else ""
+        written = f" and at most {whole['new_tokens']:,.0f} to write" if whole["new_tokens"] else ""
         time = f", about {_duration(whole['minutes'])}" if here else ""
         lines = [
             f"On {' and '.join(names)}: {whole['to_ask']:,.0f} questions to ask ({whole['known']:,.0f} more repeat one of them "
-            f"or are in the log), {requests}{whole['tokens']:,.0f} tokens to read and at most {whole['new_tokens']:,.0f} to "
-            f"write{price}{time}.",
+            f"or are in the log), {requests}{whole['tokens']:,.0f} tokens to read{written}{price}{time}.",
             *self._notes(servers),
             "",
             self._shown(servers, here),

@@ -130,8 +130,7 @@ def _worth_of_orders(biases: Mapping[str, PositionBias], seed: int) -> tuple[Est
     for table in tables[1:]:
         shared = shared.intersection(table.index)
     if len(tables) < 2 or len(shared) < 4:
-        nothing = Estimate(float("nan"), float("nan"), float("nan"), float("nan"), len(shared))
-        return nothing, nothing
+        return Estimate.unknown(len(shared)), Estimate.unknown(len(shared))
     content = np.stack([table.loc[shared, "content"].to_numpy() for table in tables])
     position = np.stack([table.loc[shared, "position"].to_numpy() for table in tables])
     # Which task of a pair is shown first in the one order that is asked is a coin.
@@ -148,7 +147,7 @@ def _worth_of_orders(biases: Mapping[str, PositionBias], seed: int) -> tuple[Est
 
     tasks = shared.to_frame(index=False)
     one, two = (
-        dyadic_estimate(lambda rows, first=first: mean_correlation(first, rows), tasks["task_1"], tasks["task_2"])
+        dyadic_estimate(lambda rows, first=first: mean_correlation(first, rows), tasks["task_1"], tasks["task_2"], (-1, 1))
         for first in (content + coin * position, content)
     )
     return one, two

@@ -66,6 +66,11 @@ class Source:
     example_prompt: str = ""
     example_answer: str = ""
 
+    @property
+    def models(self) -> dict[str, str]:
+        """Fingerprints of all models, by name."""
+        return {self.model["name"]: self.model["fingerprint"], **self.model.get("others", {})} if self.model else {}
+
     @classmethod
     def of(cls, setup: Setup, question: Question, others: Sequence[ModelIdentity] = ()) -> "Source":
         """The model of a set-up, with one of the questions that it was asked; `others` are models that were asked too."""
@@ -121,8 +126,7 @@ def publish(
         n_questions=source.n_questions,
         methods=methods,
         command=f"penchant {experiment} --config {shlex.quote(str(run.path / 'config.yaml'))}",
-        model=source.model.get("name", ""),
-        fingerprint=source.model.get("fingerprint", "")[:16],
+        models={name: fingerprint[:16] for name, fingerprint in source.models.items()},
     )
     path = run.path / "report.html"
     path.write_text(report.render(), encoding="utf-8")

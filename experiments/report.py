@@ -64,8 +64,8 @@ class Report:
         A paragraph ready to paste.
     command
         What runs it again.
-    model, fingerprint
-        Which model.
+    models
+        Fingerprints of the models that were asked, by name.
     """
 
     title: str
@@ -77,8 +77,7 @@ class Report:
     n_questions: int
     methods: str
     command: str
-    model: str
-    fingerprint: str
+    models: Mapping[str, str]
     tables: Sequence[Table] = field(default_factory=list)
     extras: Sequence[Finding] = field(default_factory=list)
 

@@ -69,7 +69,8 @@ def heatmap(
     n_rows, n_columns = values.shape
     longest = max(map(len, rows))
     width = max(0.52 * n_columns, 0.08 * len(title))  # a title wider than the cells would be cut off
-    figure = Figure(figsize=(1.8 + 0.075 * longest + width, 1.6 + 0.36 * n_rows), layout="constrained")
+    height = max(1.6 + 0.36 * n_rows, 0.09 * len(label) + 0.05 * max(map(len, columns)))  # as much for its own label
+    figure = Figure(figsize=(1.8 + 0.075 * longest + width, height), layout="constrained")
     axes = figure.add_subplot()
     limit = float(np.nanmax(np.abs(values))) or 1.0
     image = axes.imshow(values, cmap="RdBu_r", vmin=-limit, vmax=limit, aspect="auto")

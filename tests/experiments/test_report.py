@@ -30,8 +30,7 @@ def page(tmp_path):
         n_questions=12345,
         methods="It was done.",
         command="penchant trial --config runs/trial/config.yaml",
-        model="trial",
-        fingerprint="abc",
+        models={"trial": "abc", "other": "def"},
         tables=[
             Table("Short", "Note.", pd.DataFrame({"a": [1.0], "b": ["x"]})),
             Table("Long", "Note.", pd.DataFrame({f"column_{k}": range(40) for k in range(12)})),
@@ -44,6 +43,7 @@ def page(tmp_path):
 
 def test_what_was_asked_comes_first_and_nothing_is_fetched_or_run(page):
     text = page.read_text(encoding="utf-8")
+    assert "Model trial (abc). Model other (def)." in text
     places = [text.index(each) for each in ("One of 12,345 questions", "It is so.", "<h2>Short", "It was done.", "--config")]
     assert places == sorted(places)
     assert "<script" not in text and "http-equiv" in text and "default-src 'none'" in text
