@@ -30,6 +30,8 @@ from store import Message, Option, Question, Span
 if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
+os.environ["COLUMNS"] = "100"  # a screen's width, whatever the terminal
+
 hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes is the machine's affair
 hypothesis.settings.load_profile("any machine")
 

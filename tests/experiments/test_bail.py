@@ -14,7 +14,7 @@ def turns(leave: dict[str, list[float]], controls: set[str]) -> pd.DataFrame:
     for task, values in leave.items():
         for turn, p in enumerate(values, start=1):
             row = {"task_id": task, "turn": turn, "draw": 0, "template": "tag", "p_leave": p, "p_stay": 0.2, "order_gap": 0.0}
-            rows.append(row | {"bails": p > 0.35, "control": task in controls, "log_odds": p * 10})
+            rows.append(row | {"bounded": False, "bails": p > 0.35, "control": task in controls, "log_odds": p * 10})
     return pd.DataFrame(rows)
 
 

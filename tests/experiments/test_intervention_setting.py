@@ -91,7 +91,7 @@ def test_a_dose_of_zero_is_the_untouched_model_and_another_dose_is_asked_anew(co
 def test_a_dry_run_counts_what_the_intervention_leaves_to_be_asked(counted, file, few, tmp_path):
     settings = transitivity.SETTINGS(out=tmp_path / "t", tasks=few, per_origin=4, intervention=file)
     before = dry_run(transitivity, settings)
-    assert before.table["to_ask"].sum() > 0 and "steered" in before.model
+    assert before.table["to_ask"].sum() > 0 and "steered" in before.screen
     transitivity.run(settings)
     assert dry_run(transitivity, settings).table["to_ask"].sum() == 0
 

@@ -146,7 +146,7 @@ def test_the_command_line_that_wandb_agent_makes_of_the_sweep_file_runs_one_conf
     (found,) = (out / "wandb").glob("offline-run-*-agent1")
     logged = read_run(found)
     assert logged.config["layer"] == 15 and logged.config["target"] == "utility"
-    table = pd.read_csv(directory / "ridge-utility-L15-task_mean/tables/probes.csv")
+    table = pd.read_csv(out / "ridge-utility-L15-task_mean/tables/probes.csv")
     r2 = table.loc[table["features"] == "residual", "r2"].item()
     assert logged.summary["r2"] == pytest.approx(r2)
 
