@@ -13,7 +13,15 @@ from experiments.cli import COMMANDS, EXPERIMENTS, main
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NAMES = [page.name for page in PAGES]
-LONG = ("tutorial.md", "cross_probe.md", "experiments.md", "probe_sweep.md", "steer_then_measure.md")
+LONG = (
+    "tutorial.md",
+    "concept_steering.md",
+    "cross_probe.md",
+    "experiments.md",
+    "open_ended_steering.md",
+    "probe_sweep.md",
+    "steer_then_measure.md",
+)
 """Their Python takes long, and other tests run the same experiments; `make test-all` runs it."""
 
 

@@ -17,6 +17,7 @@ from interp.rehearsal import Count
 from tests.conftest import tiny
 
 
+@pytest.mark.slow
 def test_counts_are_those_of_a_dry_run(embedded, monkeypatch, tmp_path):
     monkeypatch.setattr(LocalModel, "load", classmethod(lambda cls, *_, **__: embedded))
     asked = ElicitSettings(degree=6, scales=("yes_somewhat_no",), resamples=50)
