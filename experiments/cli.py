@@ -183,7 +183,7 @@ def _check_own_flags(arguments: Sequence[str]) -> None:
     """Flags that are taken before tyro sees them are none that it could suggest."""
     for argument in arguments:
         near = difflib.get_close_matches(argument, _OWN_FLAGS, n=1, cutoff=0.8)
-        if near and argument != near[0]:
+        if argument.startswith("-") and near and argument != near[0]:
             raise ValueError(f"There is no flag {argument}; did you mean {near[0]}?")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.imports.tables import ForeignFileError, file_digest
-from store import Direction, SteeringVector, import_gguf, layer_name
+from store import EMBED, Direction, SteeringVector, import_gguf, layer_name
 from store.directions import save
 from store.layout import layer_number
 from store.provenance import ModelIdentity
@@ -118,9 +118,9 @@ def _check_fits(value: Direction | SteeringVector, source: Path, model: ModelIde
             f"{source} has {len(direction.vector)} numbers; the residual stream of {model.name} has {d_model}. Give the "
             "--model that the vector was made with."
         )
-    if not 0 <= direction.layer < n_layers:
+    if not EMBED <= direction.layer < n_layers:
         raise ForeignFileError(
-            f"{source} is at layer {direction.layer}; {model.name} has layers 0 to {n_layers - 1}. Give the --layer that it "
+            f"{source} is at layer {direction.layer}; {model.name} has embed and layers 0 to {n_layers - 1}. Give the --layer that it "
             "was made at, or the --model that it was made with."
         )
 

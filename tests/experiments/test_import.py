@@ -432,7 +432,7 @@ def test_a_vector_that_does_not_fit_the_model_that_is_loaded_is_refused(tmp_path
         [*arguments, "--layer", "15"], capsys
     )
     np.save(tmp_path / "v.npy", np.ones(576, dtype=np.float32))
-    assert "v.npy is at layer 30; smollm2-135m has layers 0 to 29. Give the --layer" in refused(
+    assert "v.npy is at layer 30; smollm2-135m has embed and layers 0 to 29. Give the --layer" in refused(
         [*arguments, "--layer", "30"], capsys
     )
     assert not (tmp_path / "v.safetensors").exists()
