@@ -120,8 +120,8 @@ def _check_fits(value: Direction | SteeringVector, source: Path, model: ModelIde
         )
     if not EMBED <= direction.layer < n_layers:
         raise ForeignFileError(
-            f"{source} is at layer {direction.layer}; {model.name} has embed and layers 0 to {n_layers - 1}. Give the --layer that it "
-            "was made at, or the --model that it was made with."
+            f"{source} is at layer {direction.layer}; {model.name} has embed and layers 0 to {n_layers - 1}. Give the --layer "
+            "that it was made at, or the --model that it was made with."
         )
 
 
