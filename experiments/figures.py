@@ -143,12 +143,11 @@ def probe_figure(sweep: ProbeSweep, target: str) -> Figure:
         axes.fill_between(
             null.index, null, axes.get_ylim()[0], color=GREY, alpha=0.18, label="shuffled labels, 95 %", linewidth=0
         )
-    styles = itertools.cycle(("--", ":", "-.", (0, (1, 4)), (0, (6, 2, 1, 2))))
+    styles = itertools.cycle(itertools.product(("black", GREY), ("--", ":", "-.", (0, (1, 4)))))
     # The stream at the first layer is a baseline too, and stands in the plot as a point.
     for _, row in table[(table["features"] != RESIDUAL) & ~table["features"].str.contains("/")].iterrows():
-        axes.axhline(
-            row["r2"], color="black", linewidth=1, linestyle=next(styles), label=f"{row['features']} ({row['r2']:.2f})"
-        )
+        colour, style = next(styles)
+        axes.axhline(row["r2"], color=colour, linewidth=1, linestyle=style, label=f"{row['features']} ({row['r2']:z.2f})")
     layers = sorted(residual["layer"].unique())
     axes.set(
         xticks=layers,

@@ -245,8 +245,8 @@ def tasks_figure(tasks: pd.DataFrame) -> Figure:
     axes.set(
         yticks=range(len(order)),
         yticklabels=[f"{name} (n={int((tasks['origin'] == name).sum())})" for name in order],
-        xlabel="log-odds of doing it against being let off (logits)",
-        title="Doing it or not (grey: controls; black: mean; left of orange: sooner not)",
+        xlabel="log-odds of doing it against being let off\n(logits; left of orange: sooner not)",
+        title="Doing it or not (grey: controls; black: mean)",
     )
     return figure
 

@@ -262,12 +262,17 @@ def discrimination_figure(table: pd.DataFrame) -> Figure:
         markersize=5,
         linewidth=1,
     )
-    for place, (_, row) in enumerate(known.sort_values("icc").iterrows()):
-        # Neighbours are named on different sides, so that names do not lie on each other.
-        side, above = (1, -1)[place % 2], (4, -10)[place // 2 % 2]
-        aligned = "left" if side > 0 else "right"
-        where = (row["kl"], row["icc"])
-        axes.annotate(row["scale"], where, xytext=(4 * side, above), textcoords="offset points", fontsize=7, ha=aligned)
+    # Names stand beside the axes in the order of the points, so that none lies on another.
+    for place, (_, row) in zip(np.linspace(0.05, 0.95, len(known)), known.sort_values("icc").iterrows(), strict=True):
+        axes.annotate(
+            row["scale"],
+            (row["kl"], row["icc"]),
+            xytext=(1.03, place),
+            textcoords="axes fraction",
+            fontsize=8,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": plots.GREY, "linewidth": 0.6},
+        )
     axes.axhline(0, color=plots.GREY, linewidth=0.8)
     axes.set(
         xscale="log",
