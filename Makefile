@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# One worker a core; each holds a copy of the embedded model, hence no more than four.
-SIDE_BY_SIDE := --numprocesses auto --maxprocesses 4 --dist worksteal
+# One worker a core, of one thread; each holds a copy of the embedded model, hence no more than four.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-all lint clean
 
@@ -12,10 +12,10 @@ demo: $(INSTALLED)
 	$(BIN)/penchant demo
 
 test: lint
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	$(PYTEST)
 
 test-all: lint
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m ''
+	$(PYTEST) -m ''
 
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .

@@ -39,6 +39,7 @@ def test_the_effect_is_that_of_the_last_turn_above_the_controls():
     assert effect.value == pytest.approx(2.0) and effect.low > 1.5 and effect.n == 16
 
 
+@pytest.mark.slow
 def test_it_runs_on_the_real_model_and_repeats_for_nothing(counted, tmp_path):
     settings = BailSettings(out=tmp_path / "b", per_origin=1, methods=("tag", "tool"))
     result = bail.run(settings)

@@ -138,6 +138,7 @@ def test_seed_sensitivity_runs_on_the_real_model_and_repeats_for_nothing(counted
     assert not counted
 
 
+@pytest.mark.slow
 def test_sysprompt_variation_runs_on_the_real_model_and_repeats_for_nothing(counted, tmp_path):
     (tmp_path / "p.yaml").write_text("plain: {bot: You are a bot.}\nkeen: {glad: You love numbers., merry: You love sums.}")
     settings = SyspromptVariationSettings(out=tmp_path / "v", per_origin=1, degree=2, prompts=tmp_path / "p.yaml")

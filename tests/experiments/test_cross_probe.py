@@ -11,7 +11,7 @@ from interp import CrossProbe
 
 SMALL = {
     "per_origin": 3,
-    "degree": 4,
+    "degree": 2,
     "scales": ("yes_somewhat_no",),
     "layers": (0.5, 0.25),
     "permutations": 39,

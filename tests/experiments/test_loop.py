@@ -69,12 +69,10 @@ def test_steering_is_tested_on_tasks_that_its_directions_never_saw(counted, tmp_
         out=tmp_path / "s",
         per_origin=3,
         elicit=SMALL["elicit"],
-        steer=SteerSettings(
-            modes=("choice", "choice_both_alike", "rating"), doses=(-0.2, 0.2), n_random=2, train_share=0.67, resamples=50
-        ),
+        steer=SteerSettings(modes=("choice", "rating"), doses=(-0.2, 0.2), n_random=2, train_share=0.67, resamples=50),
     )
     result = steer_then_measure.run(settings)
-    assert [f.name for f in result.findings][2:] == ["Steering: choice", "Steering: choice both alike", "Steering: rating"]
+    assert [f.name for f in result.findings][2:] == ["Steering: choice", "Steering: rating"]
     tasks = settings.load_tasks()
     train, test = split_tasks(tasks, 0.67, 0)
     units = pd.read_parquet(tmp_path / "s/tables/steering_units.parquet")

@@ -113,6 +113,7 @@ def test_what_the_tasks_or_the_installation_lack_is_said_before_a_model_is_loade
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_that_wandb_agent_makes_of_the_sweep_file_runs_one_configuration(directory, tmp_path, monkeypatch):
     from wandb.wandb_agent import Agent
 

@@ -139,6 +139,7 @@ def test_self_vs_cross_runs_on_steered_views_of_the_real_model(counted, tmp_path
 # ---- opting out and refusing
 
 
+@pytest.mark.slow
 def test_opt_out_runs_on_the_real_model_beside_controls(counted, tmp_path):
     settings = OptOutSettings(out=tmp_path / "o", per_origin=1, wordings=("would_rather",))
     found = repeats(opt_out, settings, counted)

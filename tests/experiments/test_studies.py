@@ -108,6 +108,7 @@ def test_studies_ask_no_model_so_there_is_nothing_to_plan(study, tmp_path):
         dry_run(study, STUDIES[study](out=tmp_path))
 
 
+@pytest.mark.slow
 def test_a_study_writes_its_tables_figures_and_summary(tmp_path):
     settings = CalibrationSettings(degrees=(6,), n_resamples=10, n_nulls=50, n_seeds=3, n_jobs=1, out=tmp_path)
     result = calibration.run(settings)

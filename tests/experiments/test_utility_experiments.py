@@ -191,6 +191,7 @@ def test_a_penalty_chosen_on_other_pairs_does_not_profit_from_chance():
     assert np.mean(chosen) == pytest.approx(0, abs=0.03) and np.mean(least) < -0.15
 
 
+@pytest.mark.slow
 def test_thurstone_regularisation_runs_on_what_the_real_model_answered(counted, out):
     settings = ThurstoneRegularisationSettings(out=out, **TASKS, penalties=(1.0, 100.0), degree=2, hold_out=0.75, repeats=1)
     assert not dry_run(thurstone_regularisation, settings).unfinished

@@ -182,6 +182,7 @@ def test_the_embedded_model_is_read_scored_and_steered_alike(embedded, embedded_
     assert_same_rows(*(view.residuals(questions, [12, 29], "task_b") for view in views))
 
 
+@pytest.mark.slow
 def test_the_embedded_model_writes_alike_when_steered(embedded, embedded_elsewhere):
     intervention = Intervention.everywhere(vector(embedded, 12), 0.2)
     questions = to_generate()

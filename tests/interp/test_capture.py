@@ -172,7 +172,7 @@ from elicit import builtin_tasks, task_question
 from interp import LocalModel, capture
 sys.modules["interp.capture"]._TASKS_PER_COMMIT = 4
 model = LocalModel.load(tokens_per_batch=256)
-tasks = builtin_tasks()[:96]
+tasks = builtin_tasks()[:48]
 capture(model, [task_question(t) for t in tasks], [t.id for t in tasks], sys.argv[1],
         layers=[5, 10, 20], positions=["task_mean", "prompt_last"])
 print("finished")
@@ -190,12 +190,12 @@ def test_killing_a_capture_loses_no_committed_row_and_a_rerun_completes_it(embed
     process.wait()
     left = ActivationStore(path)
     committed = [task_id for task_id, done in zip(left.task_ids, left.done, strict=True) if done]
-    assert 8 <= len(committed) < 96
+    assert 8 <= len(committed) < 48
     assert left.verify() == []
     before = left.load(10, "task_mean", committed)
     with pytest.raises(KeyError, match="unfinished"):
         left.load(10, "task_mean")
-    tasks = builtin_tasks()[:96]
+    tasks = builtin_tasks()[:48]
     questions, ids = [task_question(task) for task in tasks], [task.id for task in tasks]
     settings = {"layers": [5, 10, 20], "positions": ["task_mean", "prompt_last"]}
     completed = capture(embedded, questions, ids, path, **settings)
