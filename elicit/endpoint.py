@@ -157,7 +157,7 @@ class Endpoint:
         EndpointError, BudgetReached
             It cannot be asked.
         """
-        self._check_can_score([])
+        self.check_can_score([])
         try:
             listing = self._first_token(question, "").listing
         except (TryAgain, RefusedRequest) as failure:
@@ -180,7 +180,7 @@ class Endpoint:
             raise ValueError("score() needs Question.options; free text is for generate().")
         if not questions:
             return []
-        self._check_can_score(questions)
+        self.check_can_score(questions)
         return self._each(questions, self._score_one, on_answer)
 
     def generate(self, questions: Sequence[Question], on_answer: OnAnswer | None = None) -> list[Answer]:
@@ -197,7 +197,17 @@ class Endpoint:
             raise ValueError("generate() needs Question.sampling; exact questions are for score().")
         return self._each(questions, self._generate_one, on_answer) if questions else []
 
-    def _check_can_score(self, questions: Sequence[Question]) -> None:
+    def check_can_score(self, questions: Sequence[Question]) -> None:
+        """Find out whether the server can answer such questions exactly; none of them is asked.
+
+        Raises
+        ------
+        ValueError
+            It tells no log-probabilities, or cannot be asked what comes after the beginning of an answer where options
+            need that.
+        EndpointError
+            It cannot be reached.
+        """
         able, server = self.capabilities, self.server
         if not able.log_probs:
             raise ValueError(

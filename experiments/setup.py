@@ -65,6 +65,18 @@ class Setup:
                 _ = each.capabilities
         return iter(served)
 
+    def check_can_score(self, questions: Sequence[Question], *respondents: LocalModel | Endpoint) -> None:
+        """In a new run directory, let servers say whether they can answer such questions, before they are paid for others.
+
+        Raises
+        ------
+        ValueError, EndpointError
+            One cannot.
+        """
+        for each in respondents or [self.respondent]:
+            if isinstance(each, Endpoint) and not len(self.run.log):
+                each.check_can_score(questions)
+
     @property
     def origins(self) -> Mapping[str, str]:
         """Origin of every task."""

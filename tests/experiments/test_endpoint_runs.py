@@ -290,6 +290,15 @@ def test_a_server_has_no_steered_views_and_says_so(two_models, tmp_path, capsys)
     assert not two_models.requests and not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize("name", ["refusal_correlation", "self_vs_cross", "sysprompt_grid"])
+def test_a_server_without_log_probabilities_is_not_made_to_write_what_nobody_can_rate(name, tmp_path, capsys):
+    with ChatServer({"tabled": table, "other": table}, log_probs=False) as server:
+        flags = [name, "--respondent.base-url", server.url, "--respondent.model", "tabled", "--out", str(tmp_path / "r")]
+        assert main([*flags, *(["--doses", "--others", "other"] if name == "self_vs_cross" else [])]) == 1
+        assert "tells no log-probabilities of 'tabled'" in capsys.readouterr().err
+        assert {body["max_tokens"] for body in server.requests} == {1}  # what finds out what it can do
+
+
 def test_names_of_models_are_tried_before_anything_is_asked(two_models, tmp_path):
     with pytest.raises(ConfigError, match=f"{LARGE}: named more than once"):
         self_vs_cross.run(crossed_settings(two_models, tmp_path / "a", others=(LARGE,)))
