@@ -2,7 +2,10 @@
 
 import json
 import math
-from collections.abc import Callable
+import reprlib
+import warnings
+from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +46,14 @@ class RunDirectory:
         for name in ("activations", "tables", "figures", "directions"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         resolved = json.loads(settings.model_dump_json())
-        (self.path / "config.yaml").write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
+        config = self.path / "config.yaml"
+        if changed := _changed(config, resolved):
+            warnings.warn(
+                f"{self.path} holds a run with other settings ({changed}). Its answers serve this run too; tables, figures and "
+                "report of the same names are replaced. Another --out keeps both.",
+                stacklevel=2,
+            )
+        config.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")
         self.log = log or MeasurementLog(self.path / "measurements.sqlite")
 
     def branch(self, name: str) -> "RunDirectory":
@@ -93,6 +103,25 @@ class RunDirectory:
             scratch.write_text(json.dumps(known, indent=2), encoding="utf-8")
             scratch.replace(path)
         return known[key]
+
+
+def _changed(config: Path, settings: Mapping[str, Any], most: int = 3) -> str:
+    """What the settings of an earlier run were and are now, the directory itself aside; empty where nothing differs."""
+    try:
+        before = _flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+    except (OSError, ValueError, yaml.YAMLError):
+        return ""
+    now = _flat(settings)
+    names = [name for name in now | before if name != "out" and before.get(name) != now.get(name)]
+    said = [f"{name} was {reprlib.repr(before.get(name))}, is {reprlib.repr(now.get(name))}" for name in islice(names, most)]
+    return "; ".join([*said, *([f"and {len(names) - most} more"] if len(names) > most else [])])
+
+
+def _flat(values: Any, inside: str = "") -> dict[str, Any]:
+    """Nested settings by their dotted names."""
+    if not isinstance(values, Mapping):
+        return {inside: values}
+    return {name: each for key, value in values.items() for name, each in _flat(value, f"{inside}.{key}".strip(".")).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -3,6 +3,7 @@
 import runpy
 import subprocess
 import sys
+import warnings
 from importlib import import_module
 from pathlib import Path
 
@@ -118,6 +119,23 @@ def test_a_file_where_the_run_directory_should_be_is_named(tmp_path, capsys):
     (tmp_path / "c.csv").write_text("first,second,outcome\na,b,first\n")
     assert main(["import", "comparisons", str(tmp_path / "c.csv"), "--out", str(tmp_path / "file")]) == 1
     assert "file is a file; give another --out" in capsys.readouterr().err
+
+
+def test_other_settings_in_the_same_run_directory_are_named_and_the_same_ones_are_not(tmp_path):
+    settings = DemoSettings(out=tmp_path / "r", layers=(0.5,))
+    RunDirectory(settings)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RunDirectory(settings)
+    changed = settings.model_copy(update={"per_origin": 3, "steer": SteerSettings(doses=(-0.1, 0.1))})
+    with pytest.warns(
+        UserWarning, match=r"r holds a run .*\(per_origin was 12, is 3; steer.doses was .*0.4.* is \[-0.1, 0.0, 0.1\]\)"
+    ):
+        RunDirectory(changed)
+    (tmp_path / "r/config.yaml").write_text("{no settings")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        RunDirectory(changed)
 
 
 def test_resolved_settings_survive_yaml(tmp_path):
