@@ -122,7 +122,8 @@ def test_gaps_are_held_against_those_of_the_same_random_directions():
 def test_planning_asks_the_organism_nothing(tmp_path):
     quick = PlantedPreferenceSettings.QUICK | {"per_origin": 3, "out": tmp_path / "p", "steered_pairs": 4}
     plan = dry_run(planted_preference, PlantedPreferenceSettings(**quick))
-    assert plan.model.startswith("smollm2-135m") and " and topics" in plan.model and not (tmp_path / "p").exists()
+    names = [each.identity.name for each in plan.respondents]
+    assert names[0] == "smollm2-135m" and "topics" in names and not (tmp_path / "p").exists()
     assert plan.table.set_index("kind").loc["choice", "questions"] > 3 * 18 * 17
 
 
