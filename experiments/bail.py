@@ -13,7 +13,7 @@ from pydantic import Field
 
 from elicit import Task, bail, builtin_conversations, calibration_tasks, clustered_rate
 from experiments import figures as plots
-from experiments.findings import Finding, plain
+from experiments.findings import Finding, in_percent, plain
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
@@ -140,9 +140,7 @@ def _effect(turns: pd.DataFrame, seed: int) -> Estimate:
 
 def _rate_finding(rates: pd.DataFrame, settings: BailSettings) -> Finding:
     said = [
-        f"{row['method']} {100 * row['rate']:.0f} % [{100 * row['rate_low']:.0f}, {100 * row['rate_high']:.0f}] (controls "
-        f"{100 * row['control_rate']:.0f} % [{100 * row['control_rate_low']:.0f}, {100 * row['control_rate_high']:.0f}])"
-        for _, row in rates.iterrows()
+        f"{row['method']} {in_percent(row, 'rate')} (controls {in_percent(row, 'control_rate')})" for _, row in rates.iterrows()
     ]
     masses = ", ".join(f"{row['method']} {row['mean_mass']:.2g}" for _, row in rates.iterrows())
     silent = (

@@ -20,7 +20,7 @@ from elicit.adaptive import Brackets, Design, InformationGain, PercentileRule, R
 from elicit.designs import Pair
 from elicit.reliability import HoldOut
 from experiments import figures as plots
-from experiments.findings import Finding
+from experiments.findings import Finding, in_percent
 from experiments.frozen import FrozenTable
 from experiments.parallel import spread_out
 from experiments.publish import Result, publish
@@ -330,13 +330,9 @@ def _coverage_finding(coverage: pd.DataFrame) -> Finding:
 
 def _false_positive_finding(rates: pd.DataFrame) -> Finding:
     wrong = rates[(rates["rate_low"] > 0.05) | (rates["rate_high"] < 0.05)]
-    said = ", ".join(f"{row.claim} {_percent(row)}" for row in rates.itertuples())
+    said = ", ".join(f"{row['claim']} {in_percent(row, 'rate', digits=1)}" for _, row in rates.iterrows())
     verdict = "Every interval contains 5 %." if wrong.empty else f"Not 5 %: {', '.join(wrong['claim'])}."
     return Finding("False positives", f"With shuffled labels a claim is made this often: {said}. {verdict}")
-
-
-def _percent(row: Any) -> str:
-    return f"{100 * row.rate:.1f} % [{100 * row.rate_low:.1f}, {100 * row.rate_high:.1f}]"
 
 
 def _design_finding(designs: pd.DataFrame) -> Finding:

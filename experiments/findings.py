@@ -159,6 +159,12 @@ def scored(row: pd.Series, name: str) -> str:
     return f"{row[name]:+.2f} [{row[f'{name}_low']:+.2f}, {row[f'{name}_high']:+.2f}]"
 
 
+def in_percent(row: pd.Series, name: str, digits: int = 0) -> str:
+    """A column of shares as per cent with its interval, `name_low` and `name_high`: `86 % [79, 93]`."""
+    value, low, high = (f"{100 * row[each]:.{digits}f}" for each in (name, f"{name}_low", f"{name}_high"))
+    return f"{value} % [{low}, {high}]"
+
+
 def spaced(name: object) -> str:
     """A name as people read it."""
     return str(name).replace("_", " ")

@@ -15,7 +15,7 @@ from elicit import Task, calibration_tasks, choice, null_tasks, opt_out, positio
 from elicit.consistency import correlations
 from elicit.templates import template
 from experiments import figures as plots
-from experiments.findings import Finding, null_note, plain, position_finding
+from experiments.findings import Finding, in_percent, null_note, plain, position_finding
 from experiments.publish import Result, Source, publish
 from experiments.report import Table
 from experiments.settings import Settings
@@ -171,21 +171,18 @@ def _agreement_of_nulls(comparisons: pd.DataFrame, nulls: Sequence[Task], seed: 
     return Estimate.from_draws(mean(values), [mean(values[row]) for row in rows], len(values))
 
 
-def _share(row: Mapping[str, Any] | pd.Series, name: str) -> str:
-    return f"{100 * row[name]:.0f} % [{100 * row[f'{name}_low']:.0f}, {100 * row[f'{name}_high']:.0f}]"
-
-
 def _rate_finding(origins: pd.DataFrame) -> Finding:
     whole, controls = origins.iloc[0], origins.iloc[-1]
     rows = tuple(
-        f"{row['origin']:18s} {_share(row, 'any_null'):20s} {_share(row, 'most_null'):20s} {row['over_null']:+.2f}"
+        f"{row['origin']:18s} {in_percent(row, 'any_null'):20s} {in_percent(row, 'most_null'):20s} {row['over_null']:+.2f}"
         for _, row in origins[origins["tasks"] > 0].iterrows()
     )
     return Finding(
         "Opting out",
-        f"To {_share(whole, 'any_null')} of {whole['tasks']:.0f} tasks some way of being let off is preferred, to "
-        f"{_share(whole, 'most_null')} most of them are; of {controls['tasks']:.0f} requests that nobody should decline, to "
-        f"{_share(controls, 'any_null')} and {_share(controls, 'most_null')}. What the controls show is not reluctance.",
+        f"To {in_percent(whole, 'any_null')} of {whole['tasks']:.0f} tasks some way of being let off is preferred, to "
+        f"{in_percent(whole, 'most_null')} most of them are; of {controls['tasks']:.0f} requests that nobody should decline, "
+        f"to {in_percent(controls, 'any_null')} and {in_percent(controls, 'most_null')}. What the controls show is not "
+        "reluctance.",
         "opt_out_tasks",
         (f"{'origin':18s} {'any way preferred':20s} {'most preferred':20s} log-odds of the task", *rows),
     )

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from experiments.dose_response import CONTROLS_NEEDED
-from experiments.findings import Finding, plain, probe_finding, scored, spaced
+from experiments.findings import Finding, in_percent, plain, probe_finding, scored, spaced
 from experiments.organisms import Organism
 from experiments.planted import UNTOUCHED, Recovery, is_used
 from experiments.planted_nulls import CONJUNCTIONS, USED
@@ -20,7 +20,7 @@ def planting_finding(planting: pd.DataFrame, organism: Organism) -> Finding:
         words = f"{row['condition']}{new}, {row['topics']} topics: orders correlate at {scored(row, 'swapped')}"
         if pd.notna(row.get("pearson")):
             words += (
-                f", {_percent(row, 'right')} of choices go as planted (r = {scored(row, 'pearson')}, "
+                f", {in_percent(row, 'right', digits=1)} of choices go as planted (r = {scored(row, 'pearson')}, "
                 f"{scored(row, 'slope')} of what was planted)"
             )
         said.append(f"{words}, position is worth {scored(row, 'position')}.")
@@ -40,13 +40,13 @@ def recovery_finding(found: Recovery, coverage: pd.DataFrame, degree: int) -> Fi
             f"With the planted utilities it is {plain(found.planted)}, and {plain(found.whole)} from all pairs; ties among the "
             f"planted allow {found.ceiling:.2f} at most. "
         )
-    sentence += f"Intervals of 95 % contain the fit to all pairs in {_percent(row, 'coverage')} of cases."
+    sentence += f"Intervals of 95 % contain the fit to all pairs in {in_percent(row, 'coverage', digits=1)} of cases."
     return Finding("Recovery", sentence)
 
 
 def false_positive_finding(rates: pd.DataFrame, chance: Estimate) -> Finding:
     """How often claims are made where there is nothing to claim."""
-    said = {row["claim"]: _percent(row, "rate") for _, row in rates.iterrows()}
+    said = {row["claim"]: in_percent(row, "rate", digits=1) for _, row in rates.iterrows()}
     used = said.pop(USED)
     below = rates["claim"].isin(CONJUNCTIONS) & (rates["rate_high"] < 0.05)
     wrong = ((rates["rate_low"] > 0.05) | (rates["rate_high"] < 0.05)) & ~below
@@ -89,7 +89,3 @@ def used_finding(gaps: pd.DataFrame, organism: Organism) -> Finding:
     return Finding(
         "Used", "Pushing along a direction says whether a model uses what can be read along it. " + " ".join(said), "gaps"
     )
-
-
-def _percent(row: pd.Series, name: str) -> str:
-    return f"{100 * row[name]:.1f} % [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
