@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from interp.backends.protocol import Backend
 from interp.batches import Layout, lay_out
@@ -47,6 +46,8 @@ def generate(
     treatments = [
         table.encode(own, prompt, length + 1) for own, prompt, length in zip(interventions, prompts, lengths, strict=True)
     ]
+    from transformers import DynamicCache
+
     batch = lay_out([prompt.token_ids for prompt in prompts], [codes[:-1] for codes in treatments], _LEFT)
     assert batch.attention_mask is not None
     later_edits = table.edits(np.array([[codes[-1]] for codes in treatments]))

@@ -2,7 +2,7 @@
 
 The sequences of a batch form a prefix tree, laid out in depth-first order. A token at row k is then seen by exactly the
 rows k <= q < visible_until[k] (its own subtree), and attention runs segment by segment over a token's own ancestors.
-The attention function is registered with transformers, so any model that uses its attention interface can run packed.
+The backends register the attention function with transformers, so any model that uses its attention interface can run packed.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Int
 from torch import Tensor
-from transformers import AttentionInterface
 
 ATTENTION = "penchant_packed"
 _CLUMP_ROWS = 64
@@ -241,6 +240,3 @@ def _attend(
     if mask is None:
         mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=scores.device).triu_(1)
     return (scores + mask).softmax(dim=-1, dtype=torch.float32).to(value.dtype) @ value
-
-
-AttentionInterface.register(ATTENTION, packed_attention)

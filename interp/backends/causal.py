@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import AttentionInterface
 
 from interp.backends.protocol import Edit, Gather
 from interp.batches import Batch
-from interp.packing import ATTENTION
+from interp.packing import ATTENTION, packed_attention
 
 Inputs = dict[str, Any]
+
+AttentionInterface.register(ATTENTION, packed_attention)
 
 
 class Stop(Exception):

@@ -1,10 +1,9 @@
-"""Choosing a backend by name; nnsight and TransformerLens are imported only when they are asked for."""
+"""Choosing a backend by name; its library, and transformers, are imported only when it is asked for."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from interp.backends.hf import HFBackend
 from interp.backends.protocol import Backend
 
 if TYPE_CHECKING:
@@ -27,6 +26,8 @@ def backend_maker(name: str) -> MakeBackend:
     """
     match name:
         case "hf":
+            from interp.backends.hf import HFBackend
+
             return lambda model, _: HFBackend(model)
         case "nnsight":
             with _needs("nnsight", "nnsight>=0.8,<0.9"):

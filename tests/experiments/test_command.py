@@ -166,7 +166,17 @@ def test_every_experiment_also_runs_as_a_module(name, capsys, monkeypatch):
 def test_importing_the_rooms_loads_none_of_the_heavy_packages():
     script = "import sys, interp, elicit, store; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    heavy = {"nnsight", "transformer_lens", "wandb", "matplotlib", "tyro", "gguf", "platformdirs", "experiments"}
+    heavy = {
+        "transformers",
+        "nnsight",
+        "transformer_lens",
+        "wandb",
+        "matplotlib",
+        "tyro",
+        "gguf",
+        "platformdirs",
+        "experiments",
+    }
     assert heavy.isdisjoint(loaded)
 
 

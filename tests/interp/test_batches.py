@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AttentionInterface
 
 from interp.batches import distinguished, lay_out, plan
 from interp.packing import pack
@@ -64,7 +65,7 @@ def test_a_model_outside_the_attention_interface_is_padded(monkeypatch):
         mixed = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling)
         return mixed.transpose(1, 2), None
 
-    monkeypatch.setitem(packing.AttentionInterface._global_mapping, packing.ATTENTION, ignore_packing)
+    monkeypatch.setitem(AttentionInterface._global_mapping, packing.ATTENTION, ignore_packing)
     assert tiny("llama").engine.layout == "left"
 
 
