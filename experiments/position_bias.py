@@ -158,6 +158,7 @@ def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:
     in_order = known.sort_values("mean")
     least, most = in_order.iloc[0], in_order.iloc[-1]
     swamped = int((known["spread"] > known["content"]).sum())
+    apart = int((known["spread_low"] > known["content_high"]).sum())
     away = int(((known["mean_low"] > 0) | (known["mean_high"] < 0)).sum())
     least_pairs, most_pairs = int(known["pairs"].min()), int(known["pairs"].max())
     pairs = f"{least_pairs}" if least_pairs == most_pairs else f"{least_pairs} to {most_pairs}"
@@ -171,7 +172,7 @@ def _bias_finding(table: pd.DataFrame, n_templates: int) -> Finding:
         f"Being shown first is worth from {least['mean']:+.2f} ({least['template']}) to {most['mean']:+.2f} logits "
         f"({most['template']}) over {len(known)} of {n_templates} templates that are answered on format, each from {pairs} "
         f"pairs; the interval leaves out zero for {away}. Its spread over pairs is larger than what the tasks are worth in "
-        f"{swamped} of them.",
+        f"{swamped} of them, and in {apart} their intervals do not meet.",
         "position_bias",
         (f"{'template':36s} {'bias':21s} spread content order decides", *rows),
     )
