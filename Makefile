@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-# One worker a core, of one thread; each holds a copy of the embedded model, hence no more than four.
+# One worker a core, at most four, as each holds a copy of the embedded model. Threads that wait for one another cost more
+# than they bring.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .PHONY: demo test test-all lint clean

@@ -84,7 +84,7 @@ def run(settings: RefusalCorrelationSettings) -> Result:
     for mode, name in (("choice", settings.wording), ("rating", settings.scale)):
         template(mode, name)  # a wrong name is an error before the model is loaded
     setup = Setup.of(settings, settings.load_tasks())
-    setup.check_can_score(rating.questions(setup.tasks[:1], scale=settings.scale))
+    setup.check_can_rate([settings.scale])
     written = _write(setup, settings)
     refused: dict[Detector, np.ndarray] = {detector: _refused(detector, written, setup) for detector in settings.detectors}
     detected = written.assign(**refused, origin=written["task_id"].map(setup.origins))

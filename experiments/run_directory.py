@@ -108,10 +108,12 @@ class RunDirectory:
 def _changed(config: Path, settings: Mapping[str, Any], most: int = 3) -> str:
     """What the settings of an earlier run were and are now, the directory itself aside; empty where nothing differs."""
     try:
-        before = _flat(yaml.safe_load(config.read_text(encoding="utf-8")))
+        written = yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return ""
-    now = _flat(settings)
+    if not isinstance(written, Mapping):  # as a run that was killed may leave it
+        return ""
+    before, now = _flat(written), _flat(settings)
     names = [name for name in now | before if name != "out" and before.get(name) != now.get(name)]
     said = [f"{name} was {reprlib.repr(before.get(name))}, is {reprlib.repr(now.get(name))}" for name in islice(names, most)]
     return "; ".join([*said, *([f"and {len(names) - most} more"] if len(names) > most else [])])

@@ -76,8 +76,7 @@ def run(settings: SelfVsCrossSettings) -> Result:
     _check(settings)
     setup = Setup.of(settings, settings.load_tasks())
     first, *others = setup.with_others(settings.others)
-    ratings_to_come = [question for scale in settings.scales for question in rating.questions(setup.tasks[:1], scale=scale)]
-    setup.check_can_score(ratings_to_come, first, *others)
+    setup.check_can_rate(settings.scales, first, *others)
     views = _steered(setup, settings) if any(settings.doses) else {}
     own = _BASE if views else settings.respondent_name
     respondents = {own: first} | views | dict(zip(settings.others, others, strict=True))

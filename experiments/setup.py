@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Self
 
-from elicit import Endpoint, Task, ask
+from elicit import Endpoint, Task, ask, rating
 from experiments.run_directory import RunDirectory
 from experiments.settings import ConfigError, Settings, needs_weights
 from interp import LocalModel
@@ -65,17 +65,18 @@ class Setup:
                 _ = each.capabilities
         return iter(served)
 
-    def check_can_score(self, questions: Sequence[Question], *respondents: LocalModel | Endpoint) -> None:
-        """In a new run directory, let servers say whether they can answer such questions, before they are paid for others.
+    def check_can_rate(self, scales: Sequence[str], *respondents: LocalModel | Endpoint) -> None:
+        """In a new run directory, find out whether servers can rate on these scales, before they are paid for texts to rate.
 
         Raises
         ------
         ValueError, EndpointError
             One cannot.
         """
+        ratings = [question for scale in scales for question in rating.questions(self.tasks[:1], scale=scale)]
         for each in respondents or [self.respondent]:
             if isinstance(each, Endpoint) and not len(self.run.log):
-                each.check_can_score(questions)
+                each.check_can_score(ratings)
 
     @property
     def origins(self) -> Mapping[str, str]:

@@ -68,9 +68,7 @@ def run(settings: SyspromptGridSettings) -> Result:
     for scale in settings.scales:
         template("rating", scale)  # a wrong name is an error before the model is loaded
     setup = Setup.of(settings, settings.load_tasks())
-    setup.check_can_score(
-        [question for scale in settings.scales for question in rating.questions(setup.tasks[:1], scale=scale)]
-    )
+    setup.check_can_rate(settings.scales)
     written = done_under(setup, setup.tasks, settings.prompts, settings.max_new_tokens, settings.temperature)
     kept = usable(written, settings.prompts)
     if len(kept) < LEAST_TASKS:

@@ -132,10 +132,11 @@ def test_other_settings_in_the_same_run_directory_are_named_and_the_same_ones_ar
         UserWarning, match=r"r holds a run .*\(per_origin was 12, is 3; steer.doses was .*0.4.* is \[-0.1, 0.0, 0.1\]\)"
     ):
         RunDirectory(changed)
-    (tmp_path / "r/config.yaml").write_text("{no settings")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        RunDirectory(changed)
+    for unreadable in ("{no settings", ""):
+        (tmp_path / "r/config.yaml").write_text(unreadable)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            RunDirectory(changed)
 
 
 def test_resolved_settings_survive_yaml(tmp_path):
